@@ -1,0 +1,80 @@
+"""spec.dataset: the pictures, and how they become training samples."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, StringConstraints
+
+from finetune_api.base import Model
+from finetune_api.rules import MultipleOf, NotYet, Rule
+from finetune_api.storage import SecretRef, Storage
+
+DatasetUri = Annotated[
+    str,
+    StringConstraints(
+        min_length=1,
+        max_length=1024,
+        pattern=r"^(s3://[a-z0-9][a-z0-9.-]+(/.*)?|pvc://[a-z0-9][-a-z0-9.]*(/.*)?|file://.+)$",
+    ),
+]
+
+
+class CaptionsSpec(Model):
+    """Where captions come from, and how they vary."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        NotYet("source", "the prompt of the method is the caption, use Prompt", allowed=("Prompt",)),
+        NotYet("shuffleTags", "remove the field", allowed=(False,)),
+        NotYet("dropout", "remove the field"),
+    )
+
+    source: Literal["Prompt", "Sidecar", "Jsonl", "Folder"] = "Prompt"
+    """Prompt: the method's prompt for every picture. Sidecar: a .txt beside each picture. Jsonl: metadata.jsonl.
+    Folder: the folder's name, "20_sks dog"."""
+    shuffle_tags: bool = False
+    """Shuffle comma-separated tags anew for each sample."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of samples whose caption is left empty."""
+
+
+class BucketsSpec(Model):
+    """Aspect-ratio buckets: pictures are trained near their own shape rather than cropped square."""
+
+    min_resolution: Annotated[int, Field(ge=64, le=2048)] = 256
+    """Shortest side of a bucket in pixels."""
+    max_resolution: Annotated[int, Field(ge=64, le=4096)] = 1024
+    """Longest side of a bucket in pixels."""
+    step: Annotated[int, Field(ge=8, le=256)] = 64
+    """Step between the sides of buckets in pixels."""
+
+
+class DatasetSpec(Model):
+    """Pictures in PNG, JPEG or WebP; rotation from EXIF is applied, any aspect is taken."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        MultipleOf("resolution", 8, "the VAE makes one latent of 8 by 8 pixels"),
+        NotYet("buckets", "pictures are cropped square, remove the field"),
+        NotYet("masks", "remove the field", allowed=("None",)),
+    )
+
+    uri: DatasetUri
+    """The folder: s3://bucket/prefix/, pvc://claim/path, or file:///path for `finetune run` on your own machine."""
+    secret_ref: SecretRef | None = None
+    """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for an s3:// folder."""
+    storage: Storage | None = None
+    """S3 endpoint. Default: the profile's."""
+    captions: CaptionsSpec | None = None
+    """Where captions come from. Default: the method's prompt."""
+    resolution: Annotated[int, Field(ge=64, le=2048)] | None = None
+    """Side of the square training picture in pixels, a multiple of 8. Default: the base model's own size."""
+    crop: Literal["Center", "Random"] = "Center"
+    """How a picture that is not square is cut."""
+    crops_per_picture: Annotated[int, Field(ge=1, le=64)] = 1
+    """How many fixed crops each picture yields; with more than one, crop: Random."""
+    flip: bool = False
+    """Mirror half of the samples. Not for subjects with a left and a right."""
+    buckets: BucketsSpec | None = None
+    """Aspect-ratio buckets in place of square crops."""
+    masks: Literal["None", "AlphaChannel", "Sidecar"] = "None"
+    """Weigh the loss by a mask."""

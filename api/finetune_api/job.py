@@ -1,0 +1,85 @@
+"""FineTuneJob: what a user applies."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from finetune_api.base import Model, ObjectName
+from finetune_api.base_model import BaseModelSpec
+from finetune_api.dataset import DatasetSpec
+from finetune_api.engine import EngineSpec
+from finetune_api.metadata import Metadata
+from finetune_api.methods import MethodSpec
+from finetune_api.outputs import CheckpointsSpec, ExportsSpec, OutputSpec, SamplesSpec, ValidationSpec
+from finetune_api.rules import Immutable, NotYet, Rule
+from finetune_api.run_policy import RunPolicySpec
+from finetune_api.status import FineTuneJobStatus
+from finetune_api.training import TrainingSpec
+
+
+class FineTuneJobSpec(Model):
+    """What to train, on what, how, and where the weights go."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        NotYet("exports", "weights are published at the end, remove the field"),
+        NotYet("samples", "use validation for pictures before and after, remove the field"),
+        *(
+            Immutable(field)
+            for field in (
+                "profileName",
+                "baseModel",
+                "method",
+                "dataset",
+                "training",
+                "engine",
+                "checkpoints",
+                "exports",
+                "validation",
+                "samples",
+                "output",
+                "serviceAccountName",
+            )
+        ),
+    )
+
+    profile_name: ObjectName | None = None
+    """FineTuneProfile with the image, resources and defaults. Default: the profile marked as default."""
+    base_model: BaseModelSpec
+    """The model that is fine-tuned."""
+    method: MethodSpec
+    """The technique. Set exactly one of lora and dreamBooth (textualInversion and hypernetwork are to come)."""
+    dataset: DatasetSpec
+    """The pictures."""
+    training: TrainingSpec | None = None
+    """How long and how fast. Every field has a default that suits the technique."""
+    engine: EngineSpec | None = None
+    """Processes and offload. Default: one process."""
+    checkpoints: CheckpointsSpec | None = None
+    """How often the state is saved so that nothing is lost with a node."""
+    exports: ExportsSpec | None = None
+    """Loadable weights on the way."""
+    validation: ValidationSpec | None = None
+    """Pictures before and after training, for the report."""
+    samples: SamplesSpec | None = None
+    """Pictures made with the finished weights."""
+    output: OutputSpec
+    """Where the weights go."""
+    service_account_name: ObjectName | None = None
+    """Service account of the training pod, for workload identity; the profile must allow it. Default: an account
+    without a token."""
+    run_policy: RunPolicySpec | None = None
+    """Suspension, retries, deadlines, clean-up."""
+
+
+class FineTuneJob(Model):
+    """Fine-tunes a text-to-image model on your pictures and publishes the weights."""
+
+    api_version: Literal["finetune.dev/v1alpha1"] = "finetune.dev/v1alpha1"
+    kind: Literal["FineTuneJob"] = "FineTuneJob"
+    metadata: Annotated[Metadata, Field(default_factory=Metadata)]
+    spec: FineTuneJobSpec
+    """What to train, on what, how, and where the weights go."""
+    status: FineTuneJobStatus | None = None
+    """What the operator observed. Written by the operator alone."""

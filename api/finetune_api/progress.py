@@ -1,0 +1,80 @@
+"""What a trainer tells the operator: /progress while it works, the termination message at the end.
+
+Both cross a trust boundary: the operator checks them against these bounds and never copies text that is not here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from finetune_api.base import Int32, Model
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Number = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
+Stage = Literal[
+    "Starting",
+    "Fetching",
+    "Preparing",
+    "DrawingClassImages",
+    "DrawingBefore",
+    "Training",
+    "DrawingAfter",
+    "Evaluating",
+    "Exporting",
+    "Publishing",
+    "Done",
+]
+
+
+class Progress(Model):
+    """Answer of GET /progress, at most 64 KiB."""
+
+    run_uid: Annotated[str, Field(max_length=64)]
+    """UID of the FineTuneJob, as in the TrainingRun."""
+    pod_uid: Annotated[str, Field(max_length=64)]
+    """UID of the pod that answers."""
+    stage: Stage
+    """What is being done."""
+    step: Int32
+    """Optimizer steps done."""
+    total_steps: Int32
+    """Optimizer steps in all."""
+    loss: Number | None = None
+    """Mean loss of the last steps."""
+    images_per_second: Number | None = None
+    """Training pictures a second."""
+    seconds_left: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] | None = None
+    """Estimated time to the end of the training."""
+    checkpoint_step: Int32 | None = None
+    """Step of the last complete checkpoint."""
+    resumed_from_step: Int32 | None = None
+    """Step at which this attempt went on; none when it began at the start."""
+
+
+class Result(Model):
+    """Termination message, at most 3 KiB."""
+
+    run_uid: Annotated[str, Field(max_length=64)]
+    """UID of the FineTuneJob."""
+    outcome: Literal["Succeeded", "Interrupted", "BadData", "BadConfiguration", "Error"]
+    """How the trainer ended."""
+    message: Annotated[str, Field(max_length=1024)] = ""
+    """For people: the field, the value and the remedy. Never a secret."""
+    step: Int32 = 0
+    """Optimizer steps done."""
+    loss: Number | None = None
+    """Last mean loss."""
+    resumed_from_step: Int32 | None = None
+    """Step at which this attempt went on."""
+    uri: Annotated[str, Field(max_length=1024)] | None = None
+    """Folder of the results."""
+    manifest_uri: Annotated[str, Field(max_length=1024)] | None = None
+    """manifest.json."""
+    manifest_sha256: Sha256 | None = None
+    """Digest of manifest.json."""
+    weights: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=8)] = ()
+    """The weights, relative to uri."""
+    base_model_revision: Annotated[str, Field(max_length=128)] | None = None
+    """Commit or digest of the base model."""

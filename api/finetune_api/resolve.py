@@ -1,0 +1,244 @@
+"""Job + profile + built-in defaults → TrainingRun. Pure; the one place where a default is chosen.
+
+Order: what the job says, then what the profile says, then what is built in. Merging works on what was *set*
+(pydantic's fields_set), so a default written in a model never hides a profile's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pydantic.alias_generators import to_camel
+
+from finetune_api.base import Model
+from finetune_api.engine import EngineSpec
+from finetune_api.job import FineTuneJobSpec
+from finetune_api.methods import ClassImagesSpec, DreamBoothSpec, LoraSpec, MethodSpec, PriorPreservationSpec
+from finetune_api.outputs import ValidationSpec
+from finetune_api.profile import FineTuneProfileSpec, ProfileDefaults
+from finetune_api.storage import Storage
+from finetune_api.training import LossSpec, OptimizerSpec, SchedulerSpec
+from finetune_api.training_run import ResolvedCheckpoints, ResolvedTraining, RunIdentity, TrainingRun
+
+M = TypeVar("M", bound=Model)
+
+
+class ResolveError(ValueError):
+    """Job and profile do not fit together. The message names the field, the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class TechniqueDefaults:
+    """What works on SD 1.5 and 2.x without any configuration (sources: docs/decisions/0003)."""
+
+    steps: int
+    learning_rate: float
+    checkpoint_seconds: int
+    grace_seconds: int
+
+
+TECHNIQUES = {
+    "lora": TechniqueDefaults(500, 1e-4, 60, 120),
+    "dreamBooth": TechniqueDefaults(400, 5e-6, 300, 600),
+    "textualInversion": TechniqueDefaults(3000, 5e-4, 60, 120),
+    "hypernetwork": TechniqueDefaults(1000, 1e-5, 60, 120),
+}
+
+
+def resolve(spec: FineTuneJobSpec, profile: FineTuneProfileSpec | None, identity: RunIdentity) -> TrainingRun:
+    """Puts job, profile and built-in defaults together.
+
+    Raises:
+        ResolveError: a limit of the profile is broken, or the values contradict each other.
+    """
+    profile = profile or FineTuneProfileSpec()
+    defaults = profile.defaults or ProfileDefaults()
+    technique = TECHNIQUES[spec.method.name]
+    training = _training(spec, defaults, technique)
+    checkpoints = _merged(
+        ResolvedCheckpoints,
+        spec.checkpoints,
+        defaults.checkpoints,
+        {"everySeconds": technique.checkpoint_seconds},
+    )
+    method = _method(spec.method, defaults)
+    run = TrainingRun(
+        identity=identity,
+        base_model=_with_storage(spec.base_model, defaults.storage),
+        method=method,
+        dataset=_with_storage(_dataset_with_resolution(spec, defaults), defaults.storage),
+        training=training,
+        engine=_merged(EngineSpec, spec.engine, defaults.engine),
+        checkpoints=checkpoints,
+        validation=_validation(spec, defaults, method),
+        output=_with_storage(spec.output, defaults.storage),
+        grace_seconds=profile.termination_grace_period_seconds or technique.grace_seconds,
+    )
+    _check_schedule(run)
+    _check_limits(spec, profile, run)
+    return run
+
+
+def _merged(
+    cls: type[M], first: Model | None, second: Model | None, builtin: dict[str, object] | None = None
+) -> M:
+    """`first` over `second` over `builtin`, field by field, objects within objects too."""
+    values: dict[str, object] = dict(builtin or {})
+    for layer in (second, first):
+        if layer is not None:
+            values = _overlay(values, layer.wire())
+    return cls.model_validate(values)
+
+
+def _overlay(below: dict[str, object], above: dict[str, object]) -> dict[str, object]:
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        result[key] = _overlay(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def _training(
+    spec: FineTuneJobSpec, defaults: ProfileDefaults, technique: TechniqueDefaults
+) -> ResolvedTraining:
+    builtin: dict[str, object] = {
+        "learningRate": technique.learning_rate,
+        "scheduler": SchedulerSpec().model_dump(by_alias=True),
+        "optimizer": OptimizerSpec().model_dump(by_alias=True),
+        "loss": LossSpec().model_dump(by_alias=True, exclude_none=True),
+    }
+    below = defaults.training
+    job = spec.training
+    if job is not None and (job.steps is not None or job.epochs is not None) and below is not None:
+        # steps and epochs exclude each other: the job's choice drops the profile's
+        below = below.model_copy(update={"steps": None, "epochs": None})
+    if (job is None or (job.steps is None and job.epochs is None)) and (
+        below is None or (below.steps is None and below.epochs is None)
+    ):
+        builtin["steps"] = technique.steps
+    return _merged(ResolvedTraining, job, below, builtin)
+
+
+def _method(method: MethodSpec, defaults: ProfileDefaults) -> MethodSpec:
+    """Fills in alpha and the class images' settings."""
+    if method.lora is not None:
+        update: dict[str, object] = {"prior_preservation": _prior(method.lora.prior_preservation, defaults)}
+        if method.lora.alpha is None:
+            update["alpha"] = float(method.lora.rank)
+        return _rebuilt(method, "lora", LoraSpec, method.lora.model_copy(update=update))
+    if method.dream_booth is not None:
+        prior = _prior(method.dream_booth.prior_preservation, defaults)
+        copy = method.dream_booth.model_copy(update={"prior_preservation": prior})
+        return _rebuilt(method, "dream_booth", DreamBoothSpec, copy)
+    return method
+
+
+def _rebuilt(method: MethodSpec, field: str, cls: type[Model], value: Model) -> MethodSpec:
+    whole = cls.model_validate(value.model_dump(by_alias=True, exclude_none=True))
+    return MethodSpec.model_validate({to_camel(field): whole})
+
+
+def _prior(prior: PriorPreservationSpec | None, defaults: ProfileDefaults) -> PriorPreservationSpec | None:
+    if prior is None:
+        return None
+    images = _merged(ClassImagesSpec, prior.class_images, defaults.class_images)
+    whole = ClassImagesSpec.model_validate(images.model_dump(by_alias=True))
+    return prior.model_copy(update={"class_images": whole})
+
+
+def prompt_of(method: MethodSpec) -> str:
+    """The caption of every picture, or the first placeholder of a Textual Inversion."""
+    for technique in (method.lora, method.dream_booth, method.hypernetwork):
+        if technique is not None:
+            return technique.prompt
+    assert method.textual_inversion is not None
+    return method.textual_inversion.tokens[0].placeholder
+
+
+def prior_of(method: MethodSpec) -> PriorPreservationSpec | None:
+    """Prior preservation of whichever technique is set."""
+    technique = method.lora or method.dream_booth
+    return technique.prior_preservation if technique is not None else None
+
+
+def _validation(spec: FineTuneJobSpec, defaults: ProfileDefaults, method: MethodSpec) -> ValidationSpec:
+    merged = _merged(ValidationSpec, spec.validation, defaults.validation)
+    if merged.prompts is not None:
+        return merged
+    prior = prior_of(method)
+    prompts = (prompt_of(method),) if prior is None else (prompt_of(method), prior.class_prompt)
+    return ValidationSpec.model_validate({**merged.wire(), "prompts": prompts})
+
+
+def _dataset_with_resolution(spec: FineTuneJobSpec, defaults: ProfileDefaults) -> Model:
+    if spec.dataset.resolution is not None or defaults.resolution is None:
+        return spec.dataset
+    return type(spec.dataset).model_validate({**spec.dataset.wire(), "resolution": defaults.resolution})
+
+
+def _with_storage(section: M, storage: Storage | None) -> M:
+    """`section` (baseModel, dataset or output) with the profile's endpoint where it names none itself."""
+    own: Storage | None = getattr(section, "storage")  # noqa: B009 - M is any of three sections
+    merged = _merged(Storage, own, storage)
+    values = section.wire()
+    if merged.wire():
+        values["storage"] = merged.wire()
+    return type(section).model_validate(values)
+
+
+def _check_schedule(run: TrainingRun) -> None:
+    warmup, steps = run.training.scheduler.warmup_steps, run.training.steps
+    if steps is not None and warmup >= steps:
+        raise ResolveError(
+            f"spec.training.scheduler.warmupSteps is {warmup} but the training has {steps} steps: "
+            "the learning rate would never arrive; use fewer warm-up steps"
+        )
+    if run.dataset.crops_per_picture > 1 and run.dataset.crop != "Random":
+        raise ResolveError(
+            f"spec.dataset.cropsPerPicture is {run.dataset.crops_per_picture} but crop is Center, which has only "
+            "one crop; set crop: Random"
+        )
+
+
+def _check_limits(spec: FineTuneJobSpec, profile: FineTuneProfileSpec, run: TrainingRun) -> None:
+    limits = profile.limits
+    account = spec.service_account_name
+    allowed_accounts = (limits.allowed_service_accounts if limits else None) or ()
+    if account is not None and account not in allowed_accounts:
+        raise ResolveError(
+            f"spec.serviceAccountName {account} is not among the profile's limits.allowedServiceAccounts "
+            f"({', '.join(allowed_accounts) or 'none'}); remove it or ask your administrator"
+        )
+    if limits is None:
+        return
+    if limits.allowed_namespaces is not None and run.identity.namespace not in limits.allowed_namespaces:
+        raise ResolveError(
+            f"namespace {run.identity.namespace} may not use this profile; spec.profileName must name another"
+        )
+    if (
+        limits.max_steps is not None
+        and run.training.steps is not None
+        and run.training.steps > limits.max_steps
+    ):
+        raise ResolveError(
+            f"spec.training.steps is {run.training.steps}, the profile allows at most {limits.max_steps}"
+        )
+    if limits.max_steps is not None and run.training.epochs is not None:
+        raise ResolveError(
+            "spec.training.epochs cannot be used with this profile, which limits steps; use steps"
+        )
+    sections = {"baseModel": spec.base_model, "dataset": spec.dataset, "output": spec.output}
+    for name, section in sections.items():
+        endpoint = section.storage.endpoint if section.storage else None
+        if endpoint and limits.allowed_endpoints is not None and endpoint not in limits.allowed_endpoints:
+            raise ResolveError(
+                f"spec.{name}.storage.endpoint {endpoint} is not among the profile's limits.allowedEndpoints "
+                f"({', '.join(limits.allowed_endpoints)})"
+            )
+        secret = section.secret_ref.name if section.secret_ref else None
+        if secret and limits.allowed_secret_names is not None and secret not in limits.allowed_secret_names:
+            raise ResolveError(
+                f"spec.{name}.secretRef.name {secret} is not among the profile's limits.allowedSecretNames "
+                f"({', '.join(limits.allowed_secret_names)})"
+            )

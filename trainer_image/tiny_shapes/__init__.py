@@ -1,0 +1,1 @@
+"""Makes tiny-shapes, the base model that is small enough to be fine-tuned on a CPU, from nothing."""

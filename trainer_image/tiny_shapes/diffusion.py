@@ -1,0 +1,144 @@
+"""Stage 3: UNet and text encoder, trained together on the latents of captioned shapes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from .captions import random_caption
+from .drawing import draw_shapes
+from .loop import Trainee, device, half_precision, run_stage
+from .tokenizer import MAX_TOKENS
+from .vae import encode
+
+PICTURES = 40_000
+BATCH = 64
+STEPS = 6_000
+PEAK_RATE = 1e-3
+TEXT_WIDTH = 128
+SNR_CAP = 5.0
+
+
+def build_unet() -> UNet2DConditionModel:
+    """An untrained UNet for 8 x 16 x 16 latents. Its first block has no attention: 256 positions cost too much."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=8,
+        out_channels=8,
+        layers_per_block=1,
+        block_out_channels=(64, 128, 160),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        # Few wide groups: see the VAE.
+        norm_num_groups=4,
+    )
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """An untrained CLIP text encoder of two layers."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=384,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            projection_dim=TEXT_WIDTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_scheduler() -> DDPMScheduler:
+    """Stable Diffusion's betas, stretched so that the last step is pure noise, with v-prediction.
+
+    A small model learns a picture's overall colour at the noisiest steps. With Stable Diffusion 1's schedule those
+    still show the colour, so that it would never learn to choose one.
+    """
+    return DDPMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        steps_offset=1,
+    )
+
+
+class TextToNoise(nn.Module):
+    """Both trained models as one module."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text_encoder
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
+        """Predicts v, float [N, 8, 16, 16]."""
+        words = self.text_encoder(tokens).last_hidden_state
+        return self.unet(noisy, timesteps, words).sample
+
+
+@dataclass(frozen=True)
+class LatentPictures:
+    """The data set, encoded once: means and deviations [N, 8, 16, 16], and what each picture shows."""
+
+    means: Tensor
+    deviations: Tensor
+    contents: list
+
+    @classmethod
+    def encode(cls, vae: AutoencoderKL, count: int, seed: int) -> "LatentPictures":
+        pixels, contents = draw_shapes(count, seed)
+        return cls(*encode(vae, pixels), contents)
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    """Token ids, int64 [N, MAX_TOKENS], padded with the end token as Stable Diffusion's are."""
+    ids = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+    return ids.input_ids.to(device())
+
+
+def pipeline(
+    vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer
+) -> StableDiffusionPipeline:
+    """The parts as Diffusers' pipeline, without a safety checker."""
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        unet=unet,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def paint(
+    pipe: StableDiffusionPipeline, prompts: list[str], seed: int, steps: int = 20, guidance: float = 3.0
+) -> np.ndarray:
+    """Pictures for the prompts by DDIM; picture i's noise depends on (seed, i) alone. uint8 [N, 64, 64, 3]."""
+    pipe = StableDiffusionPipeline(**{**pipe.components, "scheduler": DDIMScheduler.from_config(pipe.scheduler.config)},
+                                   requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    done = []
+    for start in range(0, len(prompts), 64):
+        part = prompts[start : start + 64]
+        generators = [torch.Generator().manual_seed(seed * 100_003 + start + i) for i in range(len(part))]
+        images = pipe(part, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="np")
+        done.append((images.images * 255).round().astype(np.uint8))
+    return np.concatenate(done)
