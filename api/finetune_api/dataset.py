@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
 from finetune_api.base import Model
-from finetune_api.rules import MultipleOf, NotYet, Rule
+from finetune_api.base_model import Uri
+from finetune_api.rules import Form, MultipleOf, NotInCluster, NotYet, Rule
 from finetune_api.storage import SecretRef, Storage
 
-DatasetUri = Annotated[
-    str,
-    StringConstraints(
-        min_length=1,
-        max_length=1024,
-        pattern=r"^(s3://[a-z0-9][a-z0-9.-]+(/.*)?|pvc://[a-z0-9][-a-z0-9.]*(/.*)?|file://.+)$",
-    ),
-]
+DATASET_FORM = r"^(s3://[a-z0-9][a-z0-9.-]+(/.*)?|pvc://[a-z0-9][-a-z0-9.]*(/.*)?|file://.+)$"
 
 
 class CaptionsSpec(Model):
@@ -53,12 +47,14 @@ class DatasetSpec(Model):
     """Pictures in PNG, JPEG or WebP; rotation from EXIF is applied, any aspect is taken."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
+        Form("uri", DATASET_FORM, "s3://bucket/prefix/ or pvc://claim/path"),
+        NotInCluster("uri", "file://", "use s3:// or pvc://"),
         MultipleOf("resolution", 8, "the VAE makes one latent of 8 by 8 pixels"),
         NotYet("buckets", "pictures are cropped square, remove the field"),
         NotYet("masks", "remove the field", allowed=("None",)),
     )
 
-    uri: DatasetUri
+    uri: Uri
     """The folder: s3://bucket/prefix/, pvc://claim/path, or file:///path for `finetune run` on your own machine."""
     secret_ref: SecretRef | None = None
     """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for an s3:// folder."""

@@ -126,25 +126,19 @@ class HypernetworkSpec(Model):
 
     prompt: Prompt
     """The caption of every picture."""
-    layer_structure: Annotated[
-        tuple[Annotated[float, Field(gt=0, le=16)], ...], Field(min_length=2, max_length=8)
-    ] = (
+    layer_structure: Annotated[tuple[Annotated[float, Field(gt=0, le=16)], ...], Field(min_length=2, max_length=8)] = (
         1,
         2,
         1,
     )
     """Widths of the layers as multiples of the input."""
-    activation: Literal[
-        "Linear", "ReLU", "LeakyReLU", "ELU", "Swish", "Tanh", "Sigmoid", "Softsign", "Mish"
-    ] = "Linear"
+    activation: Literal["Linear", "ReLU", "LeakyReLU", "ELU", "Swish", "Tanh", "Sigmoid", "Softsign", "Mish"] = "Linear"
     """Activation between the layers."""
     layer_norm: bool = False
     """Normalise after each layer."""
     dropout: Dropout | None = None
     """Dropout between the layers."""
-    sizes: (
-        Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(min_length=1, max_length=8)] | None
-    ) = None
+    sizes: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(min_length=1, max_length=8)] | None = None
     """Widths of the attention inputs that get a network. Default: those of cross-attention."""
 
 

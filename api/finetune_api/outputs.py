@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
 from finetune_api.base import Int32, Model, Prompt, Steps
-from finetune_api.rules import NotYet, Rule
+from finetune_api.base_model import Uri
+from finetune_api.rules import Form, NotInCluster, NotYet, Rule
 from finetune_api.storage import SecretRef, Storage
 
-OutputUri = Annotated[
-    str,
-    StringConstraints(
-        min_length=1,
-        max_length=1024,
-        pattern=r"^(s3://[a-z0-9][a-z0-9.-]+(/.*)?|pvc://[a-z0-9][-a-z0-9.]*(/.*)?|file://.+)$",
-    ),
-]
+OUTPUT_FORM = r"^(s3://[a-z0-9][a-z0-9.-]+(/.*)?|file://.+)$"
 Format = Literal["Diffusers", "Kohya", "Automatic1111", "SingleFile"]
 
 
@@ -42,9 +36,7 @@ class ExportsSpec(Model):
 class ValidationSpec(Model):
     """Pictures before and after, for the same prompts and seeds."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        NotYet("everySteps", "pictures are drawn before and after, remove the field"),
-    )
+    rules: ClassVar[tuple[Rule, ...]] = (NotYet("everySteps", "pictures are drawn before and after, remove the field"),)
 
     prompts: Annotated[tuple[Prompt, ...], Field(min_length=1, max_length=16)] | None = None
     """What is drawn. Default: the method's prompt, and the class prompt if there is one."""
@@ -78,10 +70,12 @@ class OutputSpec(Model):
     everything it names is there."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
+        Form("uri", OUTPUT_FORM, "s3://bucket/prefix/"),
+        NotInCluster("uri", "file://", "use s3://"),
         NotYet("formats", "use Diffusers", allowed=("Diffusers",), many=True),
     )
 
-    uri: OutputUri
+    uri: Uri
     """s3://bucket/prefix/, or file:///path for `finetune run` on your own machine."""
     secret_ref: SecretRef | None = None
     """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."""

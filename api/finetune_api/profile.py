@@ -73,9 +73,7 @@ class ProfileLimits(Model):
     """S3 endpoints that a job may name. Default: any."""
     allowed_secret_names: Annotated[tuple[ObjectName, ...], Field(min_length=1, max_length=64)] | None = None
     """Secrets that a job may mount. Default: any of its namespace."""
-    allowed_service_accounts: Annotated[tuple[ObjectName, ...], Field(min_length=1, max_length=64)] | None = (
-        None
-    )
+    allowed_service_accounts: Annotated[tuple[ObjectName, ...], Field(min_length=1, max_length=64)] | None = None
     """Service accounts that a job may name. Default: none."""
 
 
@@ -94,9 +92,7 @@ class FineTuneProfileSpec(Model):
     """Secrets for private registries, of the job's namespace."""
     resources: Resources | None = None
     """Requests and limits of the training container."""
-    node_selector: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=32)] | None = (
-        None
-    )
+    node_selector: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=32)] | None = None
     """Labels a node must have."""
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32)] | None = None
     """Taints that are borne."""

@@ -12,16 +12,19 @@ from typing import TypeVar
 from pydantic.alias_generators import to_camel
 
 from finetune_api.base import Model
+from finetune_api.base_model import BaseModelSpec
+from finetune_api.dataset import DatasetSpec
 from finetune_api.engine import EngineSpec
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.methods import ClassImagesSpec, DreamBoothSpec, LoraSpec, MethodSpec, PriorPreservationSpec
-from finetune_api.outputs import ValidationSpec
+from finetune_api.outputs import OutputSpec, ValidationSpec
 from finetune_api.profile import FineTuneProfileSpec, ProfileDefaults
 from finetune_api.storage import Storage
 from finetune_api.training import LossSpec, OptimizerSpec, SchedulerSpec
 from finetune_api.training_run import ResolvedCheckpoints, ResolvedTraining, RunIdentity, TrainingRun
 
 M = TypeVar("M", bound=Model)
+S = TypeVar("S", BaseModelSpec, DatasetSpec, OutputSpec)
 
 
 class ResolveError(ValueError):
@@ -80,9 +83,7 @@ def resolve(spec: FineTuneJobSpec, profile: FineTuneProfileSpec | None, identity
     return run
 
 
-def _merged(
-    cls: type[M], first: Model | None, second: Model | None, builtin: dict[str, object] | None = None
-) -> M:
+def _merged(cls: type[M], first: Model | None, second: Model | None, builtin: dict[str, object] | None = None) -> M:
     """`first` over `second` over `builtin`, field by field, objects within objects too."""
     values: dict[str, object] = dict(builtin or {})
     for layer in (second, first):
@@ -99,9 +100,7 @@ def _overlay(below: dict[str, object], above: dict[str, object]) -> dict[str, ob
     return result
 
 
-def _training(
-    spec: FineTuneJobSpec, defaults: ProfileDefaults, technique: TechniqueDefaults
-) -> ResolvedTraining:
+def _training(spec: FineTuneJobSpec, defaults: ProfileDefaults, technique: TechniqueDefaults) -> ResolvedTraining:
     builtin: dict[str, object] = {
         "learningRate": technique.learning_rate,
         "scheduler": SchedulerSpec().model_dump(by_alias=True),
@@ -171,16 +170,15 @@ def _validation(spec: FineTuneJobSpec, defaults: ProfileDefaults, method: Method
     return ValidationSpec.model_validate({**merged.wire(), "prompts": prompts})
 
 
-def _dataset_with_resolution(spec: FineTuneJobSpec, defaults: ProfileDefaults) -> Model:
+def _dataset_with_resolution(spec: FineTuneJobSpec, defaults: ProfileDefaults) -> DatasetSpec:
     if spec.dataset.resolution is not None or defaults.resolution is None:
         return spec.dataset
-    return type(spec.dataset).model_validate({**spec.dataset.wire(), "resolution": defaults.resolution})
+    return DatasetSpec.model_validate({**spec.dataset.wire(), "resolution": defaults.resolution})
 
 
-def _with_storage(section: M, storage: Storage | None) -> M:
+def _with_storage(section: S, storage: Storage | None) -> S:
     """`section` (baseModel, dataset or output) with the profile's endpoint where it names none itself."""
-    own: Storage | None = getattr(section, "storage")  # noqa: B009 - M is any of three sections
-    merged = _merged(Storage, own, storage)
+    merged = _merged(Storage, section.storage, storage)
     values = section.wire()
     if merged.wire():
         values["storage"] = merged.wire()
@@ -216,20 +214,18 @@ def _check_limits(spec: FineTuneJobSpec, profile: FineTuneProfileSpec, run: Trai
         raise ResolveError(
             f"namespace {run.identity.namespace} may not use this profile; spec.profileName must name another"
         )
-    if (
-        limits.max_steps is not None
-        and run.training.steps is not None
-        and run.training.steps > limits.max_steps
-    ):
+    if limits.max_steps is not None and run.training.steps is not None and run.training.steps > limits.max_steps:
         raise ResolveError(
             f"spec.training.steps is {run.training.steps}, the profile allows at most {limits.max_steps}"
         )
     if limits.max_steps is not None and run.training.epochs is not None:
-        raise ResolveError(
-            "spec.training.epochs cannot be used with this profile, which limits steps; use steps"
-        )
-    sections = {"baseModel": spec.base_model, "dataset": spec.dataset, "output": spec.output}
-    for name, section in sections.items():
+        raise ResolveError("spec.training.epochs cannot be used with this profile, which limits steps; use steps")
+    sections: tuple[tuple[str, BaseModelSpec | DatasetSpec | OutputSpec], ...] = (
+        ("baseModel", spec.base_model),
+        ("dataset", spec.dataset),
+        ("output", spec.output),
+    )
+    for name, section in sections:
         endpoint = section.storage.endpoint if section.storage else None
         if endpoint and limits.allowed_endpoints is not None and endpoint not in limits.allowed_endpoints:
             raise ResolveError(

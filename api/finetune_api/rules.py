@@ -5,6 +5,7 @@ Names of fields are given as they stand in YAML (camelCase). `holds` gets a mode
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -144,11 +145,7 @@ class NotYet:
 
     @property
     def message(self) -> str:
-        what = (
-            f"{self.field} other than {', '.join(_literal(a) for a in self.allowed)}"
-            if self.allowed
-            else self.field
-        )
+        what = f"{self.field} other than {', '.join(_literal(a) for a in self.allowed)}" if self.allowed else self.field
         return f"{what} is not carried out yet; {self.use}"
 
     @property
@@ -188,7 +185,50 @@ class Immutable:
         return True
 
 
+@dataclass(frozen=True)
+class Form:
+    """`field` is a string of one of several forms, told in words: a bare regular expression teaches nobody."""
+
+    field: str
+    pattern: str
+    says: str
+
+    @property
+    def message(self) -> str:
+        return f"{self.field} must be {self.says}"
+
+    @property
+    def cel(self) -> str:
+        return f"!has(self.{self.field}) || self.{self.field}.matches({_literal(self.pattern)})"
+
+    def holds(self, model: BaseModel) -> bool:
+        value = value_of(model, self.field)
+        return not isinstance(value, str) or re.search(self.pattern, value) is not None
+
+
+@dataclass(frozen=True)
+class NotInCluster:
+    """Values that begin with `prefix` mean something on a laptop only; the API server refuses them."""
+
+    field: str
+    prefix: str
+    use: str
+
+    @property
+    def message(self) -> str:
+        return f"{self.field} with {self.prefix} is for `finetune run` on your own machine; {self.use}"
+
+    @property
+    def cel(self) -> str:
+        return f"!has(self.{self.field}) || !self.{self.field}.startsWith({_literal(self.prefix)})"
+
+    def holds(self, model: BaseModel) -> bool:
+        return True
+
+
 def _literal(value: str | int | bool) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return f"'{value}'" if isinstance(value, str) else str(value)
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return str(value)

@@ -22,7 +22,5 @@ class Storage(Model):
 
     endpoint: Endpoint | None = None
     """Endpoint URL, such as https://minio.example.com:9000. Default: AWS S3 of the region."""
-    region: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[a-z0-9-]+$")] | None = (
-        None
-    )
+    region: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[a-z0-9-]+$")] | None = None
     """Region. Default: us-east-1."""
