@@ -1,0 +1,25 @@
+"""file:// and pvc:// URIs as paths of this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote
+
+from finetune_trainer.credentials import Role
+
+MOUNTS = Path("/mnt/finetune")
+
+
+def local_path(uri: str, role: Role) -> Path | None:
+    """Path behind a file:// or pvc:// URI, or None for another scheme.
+
+    file:///absolute and file://~/home are what they say; file://./relative and file://relative are relative to the
+    current directory, as a path on a command line is. pvc://claim/path is below the volume that the operator mounts
+    for the role.
+    """
+    scheme, _, rest = uri.partition("://")
+    if scheme == "file":
+        return Path(unquote(rest)).expanduser().absolute()
+    if scheme == "pvc":
+        return MOUNTS / role.value / rest.partition("/")[2]
+    return None

@@ -1,0 +1,90 @@
+"""An S3 prefix as a store, on AWS or any compatible server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import stamina
+from boto3.s3.transfer import TransferConfig
+from botocore.exceptions import ClientError
+
+from finetune_trainer.publish.store import StoredObject
+from finetune_trainer.s3 import S3Location
+
+# Parts of 16 MiB: small files go in one request, a full model of some GB in some hundred.
+TRANSFER = TransferConfig(multipart_threshold=32 << 20, multipart_chunksize=16 << 20, max_concurrency=4)
+
+
+class S3Store:
+    """Objects below a prefix. The server checks each upload against a checksum that boto3 sends along."""
+
+    def __init__(self, location: S3Location) -> None:
+        self._location = location
+        self._client = location.client()
+
+    def uri_of(self, key: str) -> str:
+        return f"s3://{self._location.bucket}/{self._location.prefix}{key}"
+
+    def put_file(self, key: str, path: Path) -> None:
+        with self._location.errors_explained():
+            self._client.upload_file(str(path), self._location.bucket, self._key(key), Config=TRANSFER)
+
+    def put_bytes(self, key: str, data: bytes, if_none_match: bool = False) -> bool:
+        with self._location.errors_explained():
+            if not if_none_match:
+                self._client.put_object(Bucket=self._location.bucket, Key=self._key(key), Body=data)
+                return True
+            return self._put_if_absent(key, data)
+
+    @stamina.retry(on=lambda error: _code(error) == "ConditionalRequestConflict", attempts=5, timeout=30)
+    def _put_if_absent(self, key: str, data: bytes) -> bool:
+        try:
+            self._client.put_object(Bucket=self._location.bucket, Key=self._key(key), Body=data, IfNoneMatch="*")
+        except ClientError as error:
+            if _code(error) in ("PreconditionFailed", "412"):
+                return False
+            raise
+        return True
+
+    def get_bytes(self, key: str) -> bytes | None:
+        with self._location.errors_explained():
+            try:
+                reply = self._client.get_object(Bucket=self._location.bucket, Key=self._key(key))
+            except self._client.exceptions.NoSuchKey:
+                return None
+            return reply["Body"].read()
+
+    def get_file(self, key: str, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._location.errors_explained():
+            try:
+                self._client.download_file(self._location.bucket, self._key(key), str(path), Config=TRANSFER)
+            except ClientError as error:
+                if _code(error) in ("404", "NoSuchKey"):
+                    raise FileNotFoundError(self.uri_of(key)) from error
+                raise
+
+    def list(self, prefix: str) -> list[StoredObject]:
+        objects: list[StoredObject] = []
+        with self._location.errors_explained():
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._location.bucket, Prefix=self._key(prefix)
+            )
+            for page in pages:
+                for item in page.get("Contents", []):
+                    objects.append(StoredObject(item["Key"].removeprefix(self._location.prefix), item["Size"]))
+        # servers list in the order of the bytes, except directory buckets, which list in none
+        return sorted(objects, key=lambda o: o.key)
+
+    def delete(self, keys: list[str]) -> None:
+        with self._location.errors_explained():
+            for first in range(0, len(keys), 1000):
+                chunk = [{"Key": self._key(key)} for key in keys[first : first + 1000]]
+                self._client.delete_objects(Bucket=self._location.bucket, Delete={"Objects": chunk, "Quiet": True})
+
+    def _key(self, key: str) -> str:
+        return self._location.prefix + key
+
+
+def _code(error: Exception) -> str:
+    return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""

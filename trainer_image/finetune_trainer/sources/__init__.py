@@ -1,0 +1,1 @@
+"""Where inputs come from: one file for each scheme of a URI."""
