@@ -137,6 +137,8 @@ class FineTuneJobStatus(StatusModel):
     """The last 20 pods that worked on it."""
     retries: Int32 | None = None
     """Attempts that failed and counted."""
+    active_seconds: Int32 | None = None
+    """Seconds from the start to the last suspension, earlier suspensions left out. activeDeadlineSeconds counts on."""
     resolved: ResolvedStatus | None = None
     """What the job was made of."""
     artifacts: ArtifactsStatus | None = None
