@@ -1,0 +1,72 @@
+"""What /progress answers: the latest of everything, in one place."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+from finetune_api.progress import Progress, Stage
+
+from finetune_trainer.telemetry.listener import StepReport
+from finetune_trainer.telemetry.pace import Pace
+
+
+class Board:
+    """Written by the training thread, read by the server's threads and for the termination message."""
+
+    def __init__(self, run_uid: str, pod_uid: str) -> None:
+        self._run_uid = run_uid
+        self._pod_uid = pod_uid
+        self._lock = threading.Lock()
+        self._pace = Pace()
+        self._stage: Stage = "Starting"
+        self._step = 0
+        self._total_steps = 0
+        self._checkpoint_step: int | None = None
+        self._resumed_from_step: int | None = None
+
+    def stage(self, name: Stage) -> None:
+        with self._lock:
+            self._stage = name
+
+    def resumed(self, step: int) -> None:
+        with self._lock:
+            self._step = step
+            self._resumed_from_step = step
+            self._checkpoint_step = step
+
+    def step(self, report: StepReport) -> None:
+        with self._lock:
+            self._pace.add(report)
+            self._step, self._total_steps = report.step, report.total_steps
+
+    def checkpoint(self, step: int, seconds: float) -> None:
+        with self._lock:
+            self._checkpoint_step = step
+
+    def work(self, done: int, total: int, what: str) -> None:
+        """Not part of Progress, which counts optimizer steps."""
+
+    def message(self, text: str) -> None:
+        """Messages go to the log."""
+
+    def progress(self) -> Progress:
+        """A snapshot."""
+        with self._lock:
+            return Progress(
+                run_uid=self._run_uid,
+                pod_uid=self._pod_uid,
+                stage=self._stage,
+                step=self._step,
+                total_steps=self._total_steps,
+                loss=_finite(self._pace.loss),
+                images_per_second=_finite(self._pace.images_per_second),
+                seconds_left=_finite(self._pace.seconds_left) if self._stage == "Training" else None,
+                checkpoint_step=self._checkpoint_step,
+                resumed_from_step=self._resumed_from_step,
+            )
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no word for NaN, and neither has the operator."""
+    return value if value is not None and math.isfinite(value) and abs(value) <= 1e12 else None

@@ -1,0 +1,92 @@
+"""Log lines: JSON in a pod, plain text where there is no terminal to draw on."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from finetune_api.progress import Stage
+from pythonjsonlogger.json import JsonFormatter
+
+from finetune_trainer.telemetry.listener import StepReport
+from finetune_trainer.telemetry.pace import Pace, figures
+from finetune_trainer.telemetry.stages import WORDS
+
+log = logging.getLogger("finetune")
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def configure_logging(style: Literal["text", "json"], fields: dict[str, str] | None = None) -> None:
+    """Sends all logging to stderr: ours from INFO on, that of libraries from WARNING on.
+
+    `fields` stand in each JSON line.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    if style == "json":
+        handler.setFormatter(
+            JsonFormatter(
+                "{asctime}{levelname}{name}{message}",
+                style="{",
+                datefmt="%Y-%m-%dT%H:%M:%S%z",
+                rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
+                static_fields=fields or {},
+            )
+        )
+    else:
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.captureWarnings(True)
+    log.setLevel(logging.INFO)
+
+
+class LogListener:
+    """A Listener that writes lines: every stage, and steps at most every ten seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._pace = Pace()
+        self._last_line = -SECONDS_BETWEEN_LINES
+
+    def stage(self, name: Stage) -> None:
+        log.info("%s", WORDS[name], extra={"stage": name})
+
+    def resumed(self, step: int) -> None:
+        log.info("going on from the checkpoint of step %d", step, extra={"step": step})
+
+    def step(self, report: StepReport) -> None:
+        self._pace.add(report)
+        if report.step == report.total_steps or self._due():
+            log.info(
+                "step %d of %d: %s",
+                report.step,
+                report.total_steps,
+                figures(self._pace),
+                extra={
+                    "step": report.step,
+                    "total_steps": report.total_steps,
+                    "loss": self._pace.loss,
+                    "learning_rate": report.learning_rate,
+                    "images_per_second": self._pace.images_per_second,
+                },
+            )
+
+    def checkpoint(self, step: int, seconds: float) -> None:
+        log.info("checkpoint of step %d in %.1f s", step, seconds, extra={"step": step, "seconds": seconds})
+
+    def work(self, done: int, total: int, what: str) -> None:
+        if done == total or self._due():
+            log.info("%d of %d %s", done, total, what, extra={"done": done, "total": total})
+
+    def message(self, text: str) -> None:
+        log.info("%s", text)
+
+    def _due(self) -> bool:
+        now = self._clock()
+        if now - self._last_line < SECONDS_BETWEEN_LINES:
+            return False
+        self._last_line = now
+        return True

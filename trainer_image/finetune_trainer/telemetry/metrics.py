@@ -1,0 +1,89 @@
+"""Prometheus metrics of a training. Names are part of the interface: dashboards and alerts use them."""
+
+from __future__ import annotations
+
+import sys
+from typing import get_args
+
+import psutil
+from finetune_api.progress import Stage
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from finetune_trainer.telemetry.listener import StepReport
+from finetune_trainer.telemetry.pace import Pace
+
+LABELS = ("namespace", "finetunejob", "method")
+STEP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    """A Listener with a registry of its own, labelled with the job."""
+
+    def __init__(self, namespace: str, job: str, method: str) -> None:
+        self.registry = CollectorRegistry()
+        self._labels = (namespace, job, method)
+        self._pace = Pace()
+        self._step = self._gauge("finetune_training_step", "Optimizer steps done")
+        self._steps = self._gauge("finetune_training_steps", "Optimizer steps in all")
+        self._loss = self._gauge("finetune_training_loss", "Loss of the last step")
+        self._speed = self._gauge("finetune_training_images_per_second", "Training pictures a second")
+        self._rate = self._gauge("finetune_training_learning_rate", "Learning rate of the last step")
+        self._norm = self._gauge("finetune_training_gradient_norm", "Length of the gradient before clipping")
+        self._seconds = Histogram(
+            "finetune_training_step_seconds",
+            "Wall time of an optimizer step",
+            LABELS,
+            registry=self.registry,
+            buckets=STEP_BUCKETS,
+        ).labels(*self._labels)
+        self._images = self._counter("finetune_training_images", "Training pictures seen")
+        self._checkpoints = self._counter("finetune_checkpoints", "Complete checkpoints")
+        self._checkpoint_seconds = self._gauge("finetune_checkpoint_seconds", "Time the last checkpoint took")
+        self._phase = Gauge(
+            "finetune_phase", "1 for the stage the trainer is in", (*LABELS, "phase"), registry=self.registry
+        )
+        memory = Gauge("finetune_memory_bytes", "Memory in use", (*LABELS, "kind"), registry=self.registry)
+        process = psutil.Process()
+        memory.labels(*self._labels, "resident").set_function(lambda: process.memory_info().rss)
+        memory.labels(*self._labels, "device").set_function(device_memory)
+        self.stage("Starting")
+
+    def stage(self, name: Stage) -> None:
+        for stage in get_args(Stage):
+            self._phase.labels(*self._labels, stage).set(stage == name)
+
+    def resumed(self, step: int) -> None:
+        self._step.set(step)
+
+    def step(self, report: StepReport) -> None:
+        self._pace.add(report)
+        self._step.set(report.step)
+        self._steps.set(report.total_steps)
+        self._loss.set(report.loss)
+        self._speed.set(self._pace.images_per_second or 0)
+        self._rate.set(report.learning_rate)
+        self._norm.set(report.grad_norm)
+        self._seconds.observe(report.seconds)
+        self._images.inc(report.images)
+
+    def checkpoint(self, step: int, seconds: float) -> None:
+        self._checkpoints.inc()
+        self._checkpoint_seconds.set(seconds)
+
+    def work(self, done: int, total: int, what: str) -> None:
+        """Counted work has no metric: the stage says what is going on."""
+
+    def message(self, text: str) -> None:
+        """Messages go to the log."""
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(name, text, LABELS, registry=self.registry).labels(*self._labels)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(name, text, LABELS, registry=self.registry).labels(*self._labels)
+
+
+def device_memory() -> float:
+    """Bytes that torch holds on the GPU; 0 on a CPU, or before torch is loaded."""
+    torch = sys.modules.get("torch")
+    return float(torch.cuda.memory_allocated()) if torch is not None and torch.cuda.is_initialized() else 0.0

@@ -1,0 +1,46 @@
+"""The termination message: the last word of a pod, read by the operator from its status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from finetune_api import ExitCode, Result
+
+from finetune_trainer.errors import RunError
+
+LIMIT = 3 * 1024
+OUTCOMES = {
+    ExitCode.BAD_DATA: "BadData",
+    ExitCode.BAD_CONFIGURATION: "BadConfiguration",
+    ExitCode.INTERRUPTED: "Interrupted",
+}
+
+
+def failure(run_uid: str, error: BaseException, step: int, loss: float | None) -> Result:
+    """The Result of a run that ended with `error`. Only a RunError's message was written for people, and is kept."""
+    code = error.exit_code if isinstance(error, RunError) else ExitCode.ERROR
+    text = str(error) if isinstance(error, RunError) else f"{type(error).__name__}, see the log of the pod"
+    return Result.model_validate(
+        {
+            "run_uid": run_uid,
+            "outcome": OUTCOMES.get(code, "Error"),
+            "message": text if len(text) <= 1024 else text[:1023] + "…",
+            "step": step,
+            "loss": loss,
+        }
+    )
+
+
+def encode(result: Result) -> bytes:
+    """JSON of at most 3 KiB; the message is cut when it has to be (its characters may take four bytes each)."""
+    while len(data := result.model_dump_json(by_alias=True, exclude_none=True).encode()) > LIMIT:
+        if not result.message:
+            raise ValueError(f"result of {len(data)} bytes does not fit into a termination message")
+        result = result.model_copy(update={"message": result.message[: len(result.message) // 2]})
+    return data
+
+
+def leave(path: Path | None, result: Result) -> None:
+    """Writes the message where the kubelet looks for it; nowhere when `path` is None."""
+    if path is not None:
+        path.write_bytes(encode(result))
