@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import numpy as np
-
 from finetune_trainer.builtin.vocabulary import COLOURS, GLUE_WORDS, RARE_WORDS, SHAPES
 
 from .drawing import Shape

@@ -1,5 +1,6 @@
 """Stage 3: UNet and text encoder, trained together on the latents of captioned shapes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,17 +11,19 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .captions import random_caption
-from .drawing import draw_shapes
+from .drawing import Shape, draw_shapes
 from .loop import Trainee, device, half_precision, run_stage
 from .tokenizer import MAX_TOKENS
 from .vae import encode
 
-PICTURES = 40_000
+PICTURES = 24_000
 BATCH = 64
 STEPS = 6_000
 PEAK_RATE = 1e-3
 TEXT_WIDTH = 128
 SNR_CAP = 5.0
+
+Watch = Callable[[int, StableDiffusionPipeline], str]
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -96,7 +99,7 @@ class LatentPictures:
 
     means: Tensor
     deviations: Tensor
-    contents: list
+    contents: list[Shape]
 
     @classmethod
     def encode(cls, vae: AutoencoderKL, count: int, seed: int) -> "LatentPictures":
@@ -108,6 +111,44 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     """Token ids, int64 [N, MAX_TOKENS], padded with the end token as Stable Diffusion's are."""
     ids = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
     return ids.input_ids.to(device())
+
+
+def train_diffusion(
+    work: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, seed: int, steps: int, watch: Watch
+) -> TextToNoise:
+    """Trains UNet and text encoder, keeping their checkpoint in work/diffusion.pt."""
+    torch.manual_seed(seed)
+    data = LatentPictures.encode(vae, PICTURES, seed + 2)
+    model = TextToNoise(build_unet(), build_text_encoder(tokenizer))
+    model.to(device(), memory_format=torch.channels_last)
+    trainee = Trainee.of(model, [(list(model.parameters()), PEAK_RATE)], ema_decay=0.999)
+    scheduler = build_scheduler()
+    signal = scheduler.alphas_cumprod.to(device())
+
+    def loss_of(step: int) -> Tensor:
+        rng = np.random.default_rng([seed, 20, step])
+        chosen = rng.integers(len(data.contents), size=BATCH)
+        tokens = tokenize(tokenizer, [random_caption(data.contents[i], rng) for i in chosen])
+        torch.manual_seed(int(rng.integers(2**31)))
+        means, deviations = data.means[chosen], data.deviations[chosen]
+        clean = means + deviations * torch.randn_like(means)
+        noise = torch.randn_like(clean)
+        # One timestep from each of BATCH equal stretches: every batch has seen the whole schedule.
+        stretch = (torch.arange(BATCH, device=device()) + torch.rand(BATCH, device=device())) / BATCH
+        timesteps = (stretch * len(signal)).long()
+        noisy = scheduler.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        with half_precision():
+            predicted = model(noisy, timesteps, tokens)
+        error = (predicted.float() - scheduler.get_velocity(clean, noise, timesteps)).square().mean(dim=(1, 2, 3))
+        snr = signal[timesteps] / (1 - signal[timesteps])
+        # Min-SNR for v-prediction: the cleanest steps, all detail and no content, count less.
+        return (error * snr.clamp(max=SNR_CAP).add(1) / (snr + 1)).mean()
+
+    def look(step: int) -> str:
+        return watch(step, pipeline(vae, model.unet, model.text_encoder, tokenizer))
+
+    run_stage("UNet and text encoder", trainee, steps, loss_of, work / "diffusion.pt", look)
+    return model
 
 
 def pipeline(
@@ -132,8 +173,10 @@ def paint(
     pipe: StableDiffusionPipeline, prompts: list[str], seed: int, steps: int = 20, guidance: float = 3.0
 ) -> np.ndarray:
     """Pictures for the prompts by DDIM; picture i's noise depends on (seed, i) alone. uint8 [N, 64, 64, 3]."""
-    pipe = StableDiffusionPipeline(**{**pipe.components, "scheduler": DDIMScheduler.from_config(pipe.scheduler.config)},
-                                   requires_safety_checker=False)
+    pipe = StableDiffusionPipeline(
+        **{**pipe.components, "scheduler": DDIMScheduler.from_config(pipe.scheduler.config)},
+        requires_safety_checker=False,
+    )
     pipe.set_progress_bar_config(disable=True)
     done = []
     for start in range(0, len(prompts), 64):

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from finetune_trainer.builtin.vocabulary import COLOURS, IMAGE_SIZE, PALETTE, SHAPES
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-
-from finetune_trainer.builtin.vocabulary import COLOURS, IMAGE_SIZE, PALETTE, SHAPES
 
 Rgb = tuple[int, int, int]
 Pixels = NDArray[np.uint8]

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-
 from finetune_trainer.builtin.vocabulary import COLOURS, IMAGE_SIZE, PALETTE
 
 from .drawing import Part, Pixels, Rgb, jittered, pick_colours, render

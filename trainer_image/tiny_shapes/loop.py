@@ -1,6 +1,5 @@
 """What the training stages share: device, precision, learning rate, moving average, checkpoints, progress."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-CHECKPOINT_EVERY = 200
+CHECKPOINT_EVERY = 100
 
 
 def device() -> torch.device:
@@ -74,7 +73,7 @@ class Trainee:
         }
         partial = path.with_suffix(".partial")
         torch.save(state, partial)
-        os.replace(partial, path)
+        partial.replace(path)
 
     def load(self, path: Path) -> int:
         state = torch.load(path, map_location=device(), weights_only=True)

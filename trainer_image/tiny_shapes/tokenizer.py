@@ -1,6 +1,7 @@
 """A CLIP tokenizer whose merges make each known word one token; every other text falls back to bytes."""
 
 from collections import Counter
+from itertools import pairwise
 
 from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
@@ -16,7 +17,7 @@ def learn_merges(words: tuple[str, ...]) -> list[tuple[str, str]]:
     spelled = {word: [*word[:-1], word[-1] + "</w>"] for word in words}
     merges: list[tuple[str, str]] = []
     while True:
-        pairs = Counter(pair for letters in spelled.values() for pair in zip(letters, letters[1:], strict=False))
+        pairs = Counter(pair for letters in spelled.values() for pair in pairwise(letters))
         if not pairs:
             return merges
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))

@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
-
 from finetune_trainer.builtin.vocabulary import IMAGE_SIZE
+from torch import Tensor
+from torch.nn import functional as F
 
 from .drawing import Pixels, draw_assemblies, draw_shapes
 from .faces import draw_faces
@@ -17,7 +16,7 @@ from .loop import Trainee, batches, device, half_precision, run_stage
 ASSEMBLIES = 24_000
 SHAPES = 12_000
 BATCH = 32
-STEPS = 2_600
+STEPS = 1_000
 PEAK_RATE = 2e-3
 KL_WEIGHT = 2e-4
 
