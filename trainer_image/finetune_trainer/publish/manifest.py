@@ -1,0 +1,95 @@
+"""manifest.json: what a run made, of what, and with what. Where it stands, every file it names is there."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Literal
+
+from finetune_api import RunIdentity, TrainingRun
+from finetune_api.base import Model
+from finetune_api.progress import Number, Sha256
+from pydantic import Field
+
+MANIFEST = "manifest.json"
+LIBRARIES = ("finetune-operator", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
+
+
+class ManifestFile(Model):
+    """One published file."""
+
+    path: str
+    """Relative to output.uri."""
+    size: int
+    """Bytes."""
+    sha256: Sha256
+    """Of the content."""
+
+
+class ManifestInput(Model):
+    """What the run started from."""
+
+    uri: str
+    """As in the spec."""
+    revision: str
+    """Commit of an hf:// model, else a digest of the files."""
+    files: int | None = None
+    """How many pictures."""
+
+
+class ManifestTraining(Model):
+    """How the training went."""
+
+    steps: int
+    """Optimizer steps."""
+    loss: Number | None
+    """Mean loss of the last steps."""
+    resumed_from_step: int | None = None
+    """Step at which the last attempt went on."""
+    device: str
+    """What it was trained on: cpu, or the name of the GPU."""
+
+
+class Manifest(Model):
+    """The whole file. `settings` is the TrainingRun, which holds names of Secrets but never what is in them."""
+
+    format: Literal["finetune.dev/manifest/v1"] = "finetune.dev/manifest/v1"
+    run: RunIdentity
+    """Whose run it is."""
+    run_sha256: Sha256
+    """Digest of the TrainingRun: another digest means other settings."""
+    attempt: str
+    """The attempt that published it; its files lie under attempts/<attempt>/."""
+    created: str
+    """When, in UTC."""
+    base_model: ManifestInput
+    """The model that was fine-tuned."""
+    dataset: ManifestInput
+    """The pictures."""
+    training: ManifestTraining
+    """How the training went."""
+    judgement: dict[str, Number] | None = None
+    """Figures of the built-in classifier, where there are any."""
+    weights: Annotated[tuple[str, ...], Field(min_length=1, max_length=8)]
+    """What to load, relative to output.uri: a .safetensors file, or the folder of a pipeline."""
+    files: tuple[ManifestFile, ...]
+    """Every file."""
+    libraries: dict[str, str]
+    """Versions of what made them."""
+    settings: TrainingRun
+    """All settings, defaults filled in."""
+
+    def to_bytes(self) -> bytes:
+        """As it is published."""
+        return (self.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n").encode()
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the installed libraries that have a say in the weights."""
+    found: dict[str, str] = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            # an image may carry the trainer's code without the metadata of its package
+            found[name] = "unknown"
+    return found

@@ -1,0 +1,130 @@
+"""Results become visible all at once: files under the attempt's own prefix first, manifest.json last, claimed.
+
+A pod that dies in between leaves files that nothing names. Two pods of the same run that both come to the end write
+to different prefixes, and the store lets only one of them create manifest.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from finetune_trainer.errors import ConfigurationError, RunError
+from finetune_trainer.publish.manifest import MANIFEST, Manifest, ManifestFile
+from finetune_trainer.publish.store import Store
+
+UPLOADS = 4
+
+
+@dataclass(frozen=True)
+class Published:
+    """A manifest as it stands in the store."""
+
+    manifest: Manifest
+    sha256: str
+
+
+class Transaction:
+    """One attempt of one run at one output."""
+
+    def __init__(self, store: Store, run_uid: str, run_sha256: str, attempt: str) -> None:
+        self._store = store
+        self._run_uid = run_uid
+        self._run_sha256 = run_sha256
+        self._attempt = attempt
+
+    @property
+    def prefix(self) -> str:
+        return f"attempts/{self._attempt}/"
+
+    def published(self) -> Published | None:
+        """The manifest of this run, when an earlier attempt came to the end.
+
+        Raises:
+            ConfigurationError: the place holds the results of another run, or of other settings.
+        """
+        data = self._store.get_bytes(MANIFEST)
+        if data is None:
+            return None
+        try:
+            manifest = Manifest.model_validate_json(data)
+        except ValidationError as error:
+            raise ConfigurationError(
+                f"spec.output.uri holds a {self._store.uri_of(MANIFEST)} that is not one of ours; choose another place"
+            ) from error
+        if manifest.run.uid != self._run_uid:
+            whose = f"{manifest.run.namespace}/{manifest.run.name}"
+            raise ConfigurationError(
+                f"spec.output.uri is in use by {whose}: {self._store.uri_of(MANIFEST)} names the results of its run "
+                f"{manifest.run.uid}; choose another prefix, or remove that manifest"
+            )
+        if manifest.run_sha256 != self._run_sha256:
+            raise ConfigurationError(
+                f"spec.output.uri holds results that {manifest.run.name} made with other settings "
+                f"({self._store.uri_of(MANIFEST)}); choose another place, or replace them with --overwrite"
+            )
+        return Published(manifest, hashlib.sha256(data).hexdigest())
+
+    def check_writable(self) -> None:
+        """Writes and removes a small object, so that a bad secret shows now and not after the training.
+
+        Raises:
+            ConfigurationError: names the field and the remedy.
+        """
+        key = f"{self.prefix}.probe"
+        self._store.put_bytes(key, b"finetune\n")
+        self._store.delete([key])
+
+    def upload(self, folder: Path, on_progress: Callable[[int, int], None]) -> tuple[ManifestFile, ...]:
+        """Uploads everything in `folder` and compares the sizes in the store's listing.
+
+        `on_progress(done, total)` counts files. Raises RunError when a file did not arrive whole.
+        """
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        files: list[ManifestFile] = []
+        with ThreadPoolExecutor(UPLOADS) as pool:
+            for file in pool.map(lambda path: self._upload_one(folder, path), paths):
+                files.append(file)
+                on_progress(len(files), len(paths))
+        self._verify(files)
+        return tuple(files)
+
+    def commit(self, manifest: Manifest) -> Published:
+        """Creates manifest.json. When another attempt of this run was faster, its manifest is the result.
+
+        Raises:
+            ConfigurationError: another run published here in the meantime.
+        """
+        data = manifest.to_bytes()
+        if self._store.put_bytes(MANIFEST, data, if_none_match=True):
+            return Published(manifest, hashlib.sha256(data).hexdigest())
+        published = self.published()
+        if published is None:
+            raise RunError(f"{self._store.uri_of(MANIFEST)} was there and is gone again; trying anew may help")
+        return published
+
+    def clear(self) -> None:
+        """Removes what is published here, the manifest first, so that it never names what is gone."""
+        self._store.delete([MANIFEST])
+        self._store.delete([found.key for found in self._store.list("attempts/")])
+
+    def _upload_one(self, folder: Path, path: Path) -> ManifestFile:
+        key = self.prefix + path.relative_to(folder).as_posix()
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        self._store.put_file(key, path)
+        return ManifestFile(path=key, size=path.stat().st_size, sha256=digest)
+
+    def _verify(self, files: Sequence[ManifestFile]) -> None:
+        stored = {found.key: found.size for found in self._store.list(self.prefix)}
+        for file in files:
+            if stored.get(file.path) != file.size:
+                raise RunError(
+                    f"{self._store.uri_of(file.path)} has {stored.get(file.path, 'no')} bytes after the upload "
+                    f"instead of {file.size}; nothing was published"
+                )

@@ -1,0 +1,125 @@
+"""hf://owner/name: a model of the Hugging Face Hub, at a commit, and only files that are data: never pickles."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+import httpx
+from finetune_api.base_model import BaseModelSpec
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import disable_progress_bars
+
+from finetune_trainer.credentials import Credentials
+from finetune_trainer.errors import ConfigurationError, DataError, RunError
+
+COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+WEIGHTED = ("unet", "vae", "text_encoder")
+DOWNLOADS = 4
+# model.safetensors and its shards, not model.fp16.safetensors or diffusion_pytorch_model.non_ema.safetensors
+PLAIN_WEIGHTS = re.compile(r"^[^.]+\.safetensors(\.index\.json)?$")
+
+
+def wanted_files(names: Sequence[str]) -> list[str]:
+    """Of a repository's files, those of a Diffusers pipeline: JSON, the tokenizer's text, plain safetensors.
+
+    Raises:
+        DataError: it is no Diffusers pipeline, or its weights are not there as safetensors.
+    """
+    if "model_index.json" not in names:
+        raise DataError("it has no model_index.json, so it is not in Diffusers' layout; choose one that is")
+    wanted = ["model_index.json"]
+    for name in names:
+        path = PurePosixPath(name)
+        if len(path.parts) != 2 or path.parts[0] not in COMPONENTS:
+            continue
+        is_weights = ".safetensors" in path.name
+        if PLAIN_WEIGHTS.match(path.name) or (not is_weights and path.suffix in (".json", ".txt")):
+            wanted.append(name)
+    for component in WEIGHTED:
+        if not any(n.startswith(f"{component}/") and n.endswith(".safetensors") for n in wanted):
+            raise DataError(f"its {component} is not there as safetensors; choose a model that has them")
+    return sorted(wanted)
+
+
+def fetch_from_hub(
+    spec: BaseModelSpec, credentials: Credentials, cache: Path, on_progress: Callable[[int, int], None]
+) -> tuple[Path, str]:
+    """Downloads what is not in the cache yet. Returns the folder and the commit that `spec.revision` stands for.
+
+    Raises:
+        ConfigurationError: no such model or revision, or it may not be read with this token.
+        DataError: the model has no safetensors, or another layout.
+        RunError: the Hub does not answer.
+    """
+    disable_progress_bars()
+    repo = spec.uri.removeprefix("hf://")
+    token: str | bool | None = credentials.values.get("HF_TOKEN")
+    if token is None:
+        credentials.require("HF_TOKEN") if credentials.secret_name is not None else None
+        # None lets the library look for the token of `hf auth login`; False is none at all
+        token = None if credentials.ambient else False
+    with _errors_explained(spec, credentials):
+        info = HfApi(token=token).model_info(repo, revision=spec.revision)
+        assert info.sha is not None, "the Hub names the commit of every model"
+        commit = info.sha
+        try:
+            names = wanted_files([sibling.rfilename for sibling in info.siblings or []])
+        except DataError as error:
+            raise DataError(f"spec.baseModel.uri is {spec.uri} (commit {commit}): {error}") from error
+
+        def fetch(name: str) -> str:
+            return hf_hub_download(repo, name, revision=commit, cache_dir=cache, token=token)
+
+        pool = ThreadPoolExecutor(DOWNLOADS)
+        try:
+            paths: list[str] = []
+            for path in pool.map(fetch, names):
+                paths.append(path)
+                on_progress(len(paths), len(names))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return Path(paths[names.index("model_index.json")]).parent, commit
+
+
+@contextmanager
+def _errors_explained(spec: BaseModelSpec, credentials: Credentials) -> Iterator[None]:
+    where = f"spec.baseModel.secretRef.name {credentials.secret_name}" if credentials.secret_name else None
+    try:
+        yield
+    except GatedRepoError as error:
+        remedy = (
+            f"with the account of {where}" if where else "and name a Secret with HF_TOKEN in spec.baseModel.secretRef"
+        )
+        raise ConfigurationError(
+            f"spec.baseModel.uri is {spec.uri}, a gated model: accept its terms on the Hub {remedy}"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ConfigurationError(
+            f"spec.baseModel.revision is {spec.revision}, but {spec.uri} has no such branch, tag or commit; correct it"
+        ) from error
+    except RepositoryNotFoundError as error:
+        token = f"HF_TOKEN in {where} may not read it" if where else "it is private: then name a Secret with HF_TOKEN"
+        raise ConfigurationError(
+            f"spec.baseModel.uri is {spec.uri}, but the Hub shows no such model; correct the name, unless {token}"
+        ) from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise ConfigurationError(
+                f"the Hub does not let {where or 'an anonymous reader'} read {spec.uri} ({status}); "
+                "correct HF_TOKEN, or spec.baseModel.secretRef"
+            ) from error
+        raise RunError(f"the Hub failed on {spec.uri} ({status})") from error
+    except (LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+        raise RunError(f"the Hub cannot be reached for {spec.uri} ({type(error).__name__})") from error
