@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class FileStore:
         objects = (StoredObject(path.relative_to(self.root).as_posix(), path.stat().st_size) for path in found)
         return sorted((o for o in objects if o.key.startswith(prefix)), key=lambda o: o.key)
 
-    def delete(self, keys: list[str]) -> None:
+    def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
             path = self.root / key
             path.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import stamina
@@ -76,7 +77,7 @@ class S3Store:
         # servers list in the order of the bytes, except directory buckets, which list in none
         return sorted(objects, key=lambda o: o.key)
 
-    def delete(self, keys: list[str]) -> None:
+    def delete(self, keys: Sequence[str]) -> None:
         with self._location.errors_explained():
             for first in range(0, len(keys), 1000):
                 chunk = [{"Key": self._key(key)} for key in keys[first : first + 1000]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -47,7 +48,7 @@ class Store(Protocol):
     def list(self, prefix: str) -> list[StoredObject]:
         """All objects whose key begins with `prefix`, sorted by key."""
 
-    def delete(self, keys: list[str]) -> None:
+    def delete(self, keys: Sequence[str]) -> None:
         """Removes objects; missing ones are passed over."""
 
 

@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from finetune_trainer.credentials import Credentials
 from finetune_trainer.errors import ConfigurationError, DataError, RunError
@@ -64,11 +64,10 @@ def fetch_from_hub(
     """
     disable_progress_bars()
     repo = spec.uri.removeprefix("hf://")
-    token: str | bool | None = credentials.values.get("HF_TOKEN")
-    if token is None:
-        credentials.require("HF_TOKEN") if credentials.secret_name is not None else None
-        # None lets the library look for the token of `hf auth login`; False is none at all
-        token = None if credentials.ambient else False
+    if credentials.secret_name is not None:
+        credentials.require("HF_TOKEN")
+    # None lets the library look for the token of `hf auth login`; False is none at all
+    token = credentials.values.get("HF_TOKEN") or (None if credentials.ambient else False)
     with _errors_explained(spec, credentials):
         info = HfApi(token=token).model_info(repo, revision=spec.revision)
         assert info.sha is not None, "the Hub names the commit of every model"
@@ -98,9 +97,7 @@ def _errors_explained(spec: BaseModelSpec, credentials: Credentials) -> Iterator
     try:
         yield
     except GatedRepoError as error:
-        remedy = (
-            f"with the account of {where}" if where else "and name a Secret with HF_TOKEN in spec.baseModel.secretRef"
-        )
+        remedy = f"with the account of {where}" if where else "and name a Secret with HF_TOKEN in its secretRef"
         raise ConfigurationError(
             f"spec.baseModel.uri is {spec.uri}, a gated model: accept its terms on the Hub {remedy}"
         ) from error
@@ -121,5 +118,5 @@ def _errors_explained(spec: BaseModelSpec, credentials: Credentials) -> Iterator
                 "correct HF_TOKEN, or spec.baseModel.secretRef"
             ) from error
         raise RunError(f"the Hub failed on {spec.uri} ({status})") from error
-    except (LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, httpx.HTTPError) as error:
         raise RunError(f"the Hub cannot be reached for {spec.uri} ({type(error).__name__})") from error
