@@ -145,8 +145,9 @@ class NotYet:
 
     @property
     def message(self) -> str:
-        what = f"{self.field} other than {', '.join(_literal(a) for a in self.allowed)}" if self.allowed else self.field
-        return f"{what} is not carried out yet; {self.use}"
+        if not self.allowed:
+            return f"{self.field} is not carried out yet; {self.use}"
+        return f"{self.field} can only be {' or '.join(map(_literal, self.allowed))} so far; {self.use}"
 
     @property
     def cel(self) -> str:
