@@ -29,6 +29,14 @@ Seconds = Annotated[int, Field(ge=1, le=31_536_000)]
 Int32 = Annotated[int, Field(ge=0, le=2_147_483_647)]
 
 
+class RulesBroken(ValueError):
+    """The rules that an object breaks: all of them, so that a reader mends everything at once."""
+
+    def __init__(self, rules: tuple[Rule, ...]) -> None:
+        super().__init__("; ".join(rule.message for rule in rules))
+        self.rules = rules
+
+
 class Model(BaseModel):
     """Base of all API objects."""
 
@@ -46,9 +54,9 @@ class Model(BaseModel):
 
     @model_validator(mode="after")
     def _obey_rules(self) -> Self:
-        broken = [rule.message for rule in type(self).rules if not rule.holds(self)]
+        broken = tuple(rule for rule in type(self).rules if not rule.holds(self))
         if broken:
-            raise ValueError("; ".join(broken))
+            raise RulesBroken(broken)
         return self
 
     def wire(self) -> dict[str, object]:

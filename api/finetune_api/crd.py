@@ -17,14 +17,14 @@ from pydantic import BaseModel
 
 from finetune_api.base import GROUP, VERSION, Model
 from finetune_api.job import FineTuneJob
+from finetune_api.metadata import NAME_FORM, NAME_LENGTH, NAME_MESSAGE
 from finetune_api.profile import FineTuneProfile
 
 Schema = dict[str, object]
 
 NAME_RULE = {
-    "rule": "self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-    "message": "metadata.name must have at most 40 characters: lower-case letters, digits and '-', beginning with a "
-    "letter and ending with a letter or digit, since Services and pods are named after it",
+    "rule": f"self.metadata.name.size() <= {NAME_LENGTH} && self.metadata.name.matches('{NAME_FORM}')",
+    "message": NAME_MESSAGE,
 }
 LIST_KEYS = {"conditions": ["type"], "attempts": ["podUid"]}
 INT32_MAX = 2_147_483_647
