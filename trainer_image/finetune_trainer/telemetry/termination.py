@@ -16,7 +16,7 @@ OUTCOMES = {
 }
 
 
-def failure(run_uid: str, error: BaseException, step: int, loss: float | None) -> Result:
+def failure(run_uid: str, error: BaseException, step: int, loss: float | None, resumed_from_step: int | None) -> Result:
     """The Result of a run that ended with `error`. Only a RunError's message was written for people, and is kept."""
     code = error.exit_code if isinstance(error, RunError) else ExitCode.ERROR
     text = str(error) if isinstance(error, RunError) else f"{type(error).__name__}, see the log of the pod"
@@ -27,6 +27,7 @@ def failure(run_uid: str, error: BaseException, step: int, loss: float | None) -
             "message": text if len(text) <= 1024 else text[:1023] + "…",
             "step": step,
             "loss": loss,
+            "resumed_from_step": resumed_from_step,
         }
     )
 

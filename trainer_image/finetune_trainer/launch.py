@@ -1,0 +1,117 @@
+"""What surrounds a run: settings, logs, telemetry and signals; and how its end becomes an exit code."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from finetune_api import ExitCode, TrainingRun
+from rich.console import Console
+
+from finetune_trainer.errors import ConfigurationError, RunError
+from finetune_trainer.local_run import load_run
+from finetune_trainer.settings import Settings
+from finetune_trainer.signals import stop_signals
+from finetune_trainer.telemetry.board import Board
+from finetune_trainer.telemetry.listener import Listener, Listeners
+from finetune_trainer.telemetry.logs import LogListener, configure_logging
+from finetune_trainer.telemetry.termination import failure, leave
+
+log = logging.getLogger("finetune")
+
+
+@contextmanager
+def exiting_on_errors() -> Iterator[None]:
+    """Prints a RunError's lines and exits with its code."""
+    try:
+        yield
+    except RunError as error:
+        show(error)
+        sys.exit(error.exit_code)
+
+
+def show(error: RunError) -> None:
+    """An error for people, a line for each problem."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    for line in str(error).splitlines():
+        console.print("[bold red]error:[/]", end=" ")
+        console.print(line, markup=False)
+
+
+def launch(file: Path, profile_file: Path | None, overwrite: bool, settings: Settings) -> int:
+    """Carries out the run in `file`, leaves its Result for the operator, and returns the exit code."""
+    configure_logging(settings.log_format)
+    board = Board("", settings.attempt)
+    run: TrainingRun | None = None
+    try:
+        run = load_run(file, profile_file)
+        verify_digest(file, settings.run_sha256)
+        board = Board(run.identity.uid, settings.attempt)
+        return _carry_out(run, file, board, overwrite, settings)
+    except RunError as error:
+        _leave_failure(run, board, error, settings)
+        if settings.log_format == "json":
+            log.error("%s", error, extra={"exit_code": int(error.exit_code)})
+        else:
+            show(error)
+        return error.exit_code
+    except Exception as error:
+        _leave_failure(run, board, error, settings)
+        log.exception("unexpected error")
+        return ExitCode.ERROR
+
+
+def verify_digest(file: Path, expected: str | None) -> None:
+    """Raises ConfigurationError when a pod's TrainingRun is not the one that the operator wrote."""
+    actual = hashlib.sha256(file.read_bytes()).hexdigest()
+    if expected is not None and expected != actual:
+        raise ConfigurationError(
+            f"FINETUNE_RUN_SHA256 is {expected}, but {file} has {actual}: it is not what the operator wrote; delete "
+            "the job and create it anew"
+        )
+
+
+def _carry_out(run: TrainingRun, file: Path, board: Board, overwrite: bool, settings: Settings) -> int:
+    from finetune_trainer.run import perform
+
+    with ExitStack() as stack:
+        listener = _telemetry(run, board, settings, stack)
+        should_stop = stack.enter_context(stop_signals(lambda: listener.message("Stopping; saving the state")))
+        finished = perform(run, settings, listener, should_stop, overwrite)
+    leave(settings.termination_file, finished.result)
+    if settings.log_format == "json":
+        log.info("published %s", finished.result.manifest_uri, extra={"step": finished.result.step})
+    else:
+        finished.show(Console(soft_wrap=True, highlight=False), file)
+    return ExitCode.DONE
+
+
+def _telemetry(run: TrainingRun, board: Board, settings: Settings, stack: ExitStack) -> Listener:
+    """Everything that listens to the run, closed with `stack`."""
+    listeners: list[Listener] = [board]
+    if settings.metrics_port is not None:
+        from finetune_trainer.telemetry.metrics import Metrics
+        from finetune_trainer.telemetry.server import serving
+
+        metrics = Metrics(run.identity.namespace, run.identity.name, run.method.name)
+        listeners.append(metrics)
+        port = stack.enter_context(serving(settings.metrics_port, board, metrics.registry))
+        log.info("serving /metrics, /progress and /healthz on port %d", port)
+    console = Console(stderr=True)
+    if settings.log_format == "text" and console.is_terminal:
+        from finetune_trainer.telemetry.progress_bar import ProgressBar
+
+        listeners.append(stack.enter_context(ProgressBar(console)))
+    else:
+        listeners.append(LogListener())
+    return Listeners(listeners)
+
+
+def _leave_failure(run: TrainingRun | None, board: Board, error: Exception, settings: Settings) -> None:
+    progress = board.progress()
+    uid = run.identity.uid if run is not None else ""
+    leave(settings.termination_file, failure(uid, error, progress.step, progress.loss, progress.resumed_from_step))

@@ -1,0 +1,94 @@
+"""A TrainingRun on one's own machine: from a job and a profile in files, as the operator makes one in a cluster."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from urllib.parse import quote
+
+from finetune_api import FineTuneJob, FineTuneProfile, ResolveError, RunIdentity, TrainingRun, resolve
+from finetune_api.job import FineTuneJobSpec
+from finetune_api.metadata import NAME_MESSAGE, is_name
+
+from finetune_trainer.credentials import Role
+from finetune_trainer.documents import Document, DocumentError, read_documents
+from finetune_trainer.paths import local_path
+from finetune_trainer.problems import MISSING, Problem
+
+NAMESPACE = "local"
+
+
+def load_run(file: Path, profile_file: Path | None = None) -> TrainingRun:
+    """The TrainingRun that `file` stands for.
+
+    `file` holds a TrainingRun, or a FineTuneJob and perhaps a FineTuneProfile as a second document.
+
+    Raises:
+        DocumentError: with every problem, one a line.
+    """
+    documents = read_documents(file)
+    if profile_file is not None:
+        documents += read_documents(profile_file)
+    jobs = [d for d in documents if d.kind == "FineTuneJob"]
+    profiles = [d for d in documents if d.kind == "FineTuneProfile"]
+    runs = [d for d in documents if d.kind == "TrainingRun"]
+    if len(runs) == 1 and len(documents) == 1:
+        return runs[0].parsed(TrainingRun)
+    if len(jobs) != 1 or len(profiles) > 1 or runs:
+        raise DocumentError([f"{file}: name one FineTuneJob and at most one FineTuneProfile, or one TrainingRun alone"])
+    return _resolved(jobs[0], profiles[0] if profiles else None)
+
+
+def _resolved(document: Document, profile_document: Document | None) -> TrainingRun:
+    job = document.parsed(FineTuneJob)
+    profile = profile_document.parsed(FineTuneProfile) if profile_document is not None else None
+    found = list(_local_problems(job, profile))
+    if found:
+        raise document.error(*found)
+    try:
+        spec = _on_this_machine(job.spec)
+        output = spec.output.uri
+        uid = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{output}#{job.metadata.name}"))
+        identity = RunIdentity(name=job.metadata.name, namespace=NAMESPACE, uid=uid)
+        return resolve(spec, profile.spec if profile is not None else None, identity)
+    except ResolveError as error:
+        raise DocumentError([f"{document.file}: {error}"]) from error
+
+
+def _local_problems(job: FineTuneJob, profile: FineTuneProfile | None) -> list[Problem]:
+    """What only matters outside a cluster."""
+    found = []
+    name = job.metadata.name
+    if not name:
+        found.append(Problem(("metadata", "name"), MISSING, "missing; add it"))
+    elif not is_name(name):
+        found.append(Problem(("metadata", "name"), name, NAME_MESSAGE.removeprefix("metadata.name ")))
+    wanted = job.spec.profile_name
+    if wanted is not None and (profile is None or profile.metadata.name != wanted):
+        remedy = "there is no cluster here to look it up; give its YAML with --profile FILE, or remove the field"
+        found.append(Problem(("spec", "profileName"), wanted, remedy))
+    for section, uri in (("baseModel", job.spec.base_model.uri), ("dataset", job.spec.dataset.uri)):
+        if uri.startswith("pvc://"):
+            remedy = "a volume of a cluster cannot be reached from here; use file:// or s3://"
+            found.append(Problem(("spec", section, "uri"), uri, remedy))
+    return found
+
+
+def _on_this_machine(spec: FineTuneJobSpec) -> FineTuneJobSpec:
+    """`spec` with absolute file:// URIs, and without the service account, which means nothing here."""
+    return spec.model_copy(
+        update={
+            "base_model": spec.base_model.model_copy(update={"uri": _absolute(spec.base_model.uri, Role.BASE_MODEL)}),
+            "dataset": spec.dataset.model_copy(update={"uri": _absolute(spec.dataset.uri, Role.DATASET)}),
+            "output": spec.output.model_copy(update={"uri": _absolute(spec.output.uri, Role.OUTPUT)}),
+            "service_account_name": None,
+        }
+    )
+
+
+def _absolute(uri: str, role: Role) -> str:
+    if not uri.startswith("file://"):
+        return uri
+    path = local_path(uri, role)
+    assert path is not None, "every file:// URI is a path"
+    return f"file://{quote(str(path))}"

@@ -1,0 +1,162 @@
+"""A run from top to bottom: look for results, fetch, make, publish. What needs torch is in making.py."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune_api import Result, TrainingRun
+from rich.console import Console
+from rich.markup import escape
+
+from finetune_trainer.credentials import Role, load_credentials
+from finetune_trainer.errors import Interrupted
+from finetune_trainer.publish.manifest import Manifest, ManifestInput, ManifestTraining, library_versions
+from finetune_trainer.publish.store import Store, open_store
+from finetune_trainer.publish.transaction import Published, Transaction
+from finetune_trainer.settings import Settings
+from finetune_trainer.sources import LocalModel, fetch_model, fetch_pictures
+from finetune_trainer.telemetry.listener import Listener
+
+if TYPE_CHECKING:
+    from finetune_trainer.making import Made
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run starts from, on this machine."""
+
+    model: LocalModel
+    pictures: Path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run whose manifest is published, now or by an earlier attempt."""
+
+    result: Result
+    published: Published
+    store: Store
+    again: bool
+
+    def show(self, console: Console, file: Path) -> None:
+        """Says where everything is."""
+        if self.again:
+            console.print(f"This run is done already. To run it anew: finetune run --overwrite {escape(str(file))}")
+        manifest = self.published.manifest
+        prefix = f"attempts/{manifest.attempt}/"
+        places = [("weights", path) for path in manifest.weights]
+        places += [("report", f"{prefix}report.html"), ("contact sheet", f"{prefix}contact_sheet.png")]
+        places += [("manifest", "manifest.json")]
+        for name, key in places:
+            console.print(f"[green]{name:>14}[/]  {escape(_plain(self.store.uri_of(key)))}")
+
+
+def perform(
+    run: TrainingRun,
+    settings: Settings,
+    listener: Listener,
+    should_stop: Callable[[], bool],
+    overwrite: bool,
+) -> Finished:
+    """Carries out `run`, or finds that an earlier attempt has.
+
+    Raises:
+        RunError: with the exit code of how it ended.
+    """
+    digest = hashlib.sha256(run.to_json().encode()).hexdigest()
+    credentials = load_credentials(Role.OUTPUT, run.output.secret_ref, settings.credentials_dir)
+    store = open_store(run.output.uri, credentials, run.output.storage)
+    transaction = Transaction(store, run.identity.uid, digest, settings.attempt)
+    work = settings.work(run.identity.uid)
+    if overwrite:
+        transaction.clear()
+        shutil.rmtree(work, ignore_errors=True)
+    published = transaction.published()
+    if published is not None:
+        return _finished(published, store, again=True)
+    transaction.check_writable()
+
+    inputs = _fetch(run, settings, listener, should_stop)
+    # torch takes seconds to import; whoever is told of a wrong bucket above need not wait for it
+    from finetune_trainer.making import make
+
+    made = make(run, digest, inputs, work, store, settings, listener, should_stop)
+
+    listener.stage("Publishing")
+    files = transaction.upload(made.folder, lambda done, total: listener.work(done, total, "files"))
+    manifest = Manifest(
+        run=run.identity,
+        run_sha256=digest,
+        attempt=settings.attempt,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        base_model=ManifestInput(uri=run.base_model.uri, revision=inputs.model.revision),
+        dataset=ManifestInput(uri=run.dataset.uri, revision=f"sha256:{made.pictures_sha256}", files=made.picture_count),
+        training=_training(made),
+        judgement=made.judgement,
+        weights=tuple(transaction.prefix + path for path in made.weights),
+        files=files,
+        libraries=library_versions(),
+        settings=run,
+    )
+    published = transaction.commit(manifest)
+    made.forget()
+    listener.stage("Done")
+    return _finished(published, store, again=False)
+
+
+def _fetch(run: TrainingRun, settings: Settings, listener: Listener, should_stop: Callable[[], bool]) -> Inputs:
+    listener.stage("Fetching")
+
+    def on_progress(done: int, total: int) -> None:
+        listener.work(done, total, "files")
+        if should_stop():
+            raise Interrupted("stopped while fetching; the same run begins anew")
+
+    folder = settings.credentials_dir
+    pictures = fetch_pictures(
+        run.dataset, load_credentials(Role.DATASET, run.dataset.secret_ref, folder), settings.cache(), on_progress
+    )
+    model = fetch_model(
+        run.base_model,
+        load_credentials(Role.BASE_MODEL, run.base_model.secret_ref, folder),
+        settings.cache(),
+        on_progress,
+    )
+    return Inputs(model, pictures)
+
+
+def _training(made: Made) -> ManifestTraining:
+    return ManifestTraining(
+        steps=made.steps, loss=made.loss, resumed_from_step=made.resumed_from_step, device=made.device
+    )
+
+
+def _finished(published: Published, store: Store, again: bool) -> Finished:
+    manifest = published.manifest
+    result = Result(
+        run_uid=manifest.run.uid,
+        outcome="Succeeded",
+        step=manifest.training.steps,
+        loss=manifest.training.loss,
+        resumed_from_step=manifest.training.resumed_from_step,
+        uri=store.uri_of(""),
+        manifest_uri=store.uri_of("manifest.json"),
+        manifest_sha256=published.sha256,
+        weights=manifest.weights,
+        base_model_revision=manifest.base_model.revision,
+    )
+    return Finished(result, published, store, again)
+
+
+def _plain(uri: str) -> str:
+    """A path that can be clicked or pasted, relative to the current folder where it lies below it."""
+    if not uri.startswith("file://"):
+        return uri
+    path = Path(uri.removeprefix("file://"))
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
