@@ -19,12 +19,23 @@ cluster() {
   kubectl wait --for=condition=Ready node --all --timeout=120s >/dev/null
 }
 
-load() { # images that this machine has go to the node; kind leaves out what is there already
-  local image
+# Images that this machine has go to the node, through a pipe: `kind load` writes them to a file first, and twice if
+# they have not changed. The label says which build the node has. The node pulls what this machine has not.
+load() {
+  local image id name nodes node
+  nodes=$(kind get nodes --name "$KIND_CLUSTER")
   for image in "$OPERATOR_IMAGE" "$TRAINER_IMAGE" "$S3_IMAGE" "$PROMETHEUS_IMAGE"; do
-    if docker image inspect "$image" >/dev/null 2>&1; then
-      kind load docker-image --name "$KIND_CLUSTER" --quiet "$image"
-    fi
+    id=$(docker image inspect --format '{{.Id}}' "$image" 2>/dev/null) || continue
+    case $image in *.*/*) name=$image ;; */*) name=docker.io/$image ;; *) name=docker.io/library/$image ;; esac
+    for node in $nodes; do
+      if docker exec "$node" ctr -n k8s.io images ls "name==$name,labels.\"finetune.dev/build\"==$id" -q | grep -q .; then
+        echo "    $image is there"
+        continue
+      fi
+      docker save "$image" | docker exec -i "$node" ctr -n k8s.io images import --snapshotter=overlayfs - >/dev/null
+      docker exec "$node" ctr -n k8s.io images label "$name" "finetune.dev/build=$id" >/dev/null
+      echo "    $image loaded into $node"
+    done
   done
 }
 
@@ -49,8 +60,11 @@ services() {
   kubectl create secret generic s3-credentials --dry-run=client -o yaml \
     --from-literal=AWS_ACCESS_KEY_ID="$AWS_ACCESS_KEY_ID" --from-literal=AWS_SECRET_ACCESS_KEY="$AWS_SECRET_ACCESS_KEY" |
     kubectl -n default apply -f - >/dev/null
+  kubectl -n monitoring create configmap prometheus-discovery --from-file=hack/kind/discovery.py --dry-run=client -o yaml |
+    kubectl apply -f - >/dev/null
   for file in s3 prometheus; do
-    sed -e "s|S3_IMAGE|$S3_IMAGE|" -e "s|PROMETHEUS_IMAGE|$PROMETHEUS_IMAGE|" "hack/kind/$file.yaml" | kubectl apply -f - >/dev/null
+    sed -e "s|S3_IMAGE|$S3_IMAGE|; s|PROMETHEUS_IMAGE|$PROMETHEUS_IMAGE|; s|OPERATOR_IMAGE|$OPERATOR_IMAGE|" "hack/kind/$file.yaml" |
+      kubectl apply -f - >/dev/null
   done
   kubectl -n finetune-demo rollout status deployment/s3 --timeout=180s >/dev/null
   kubectl -n monitoring rollout status deployment/prometheus --timeout=180s >/dev/null
