@@ -1,0 +1,55 @@
+"""The course of the loss as points of an SVG path."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+POINTS = 300
+WINDOW = 20
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points for `<polyline>`, in a box of width × height with the origin at the top left."""
+
+    raw: str
+    """Every step, or every n-th of a long training."""
+    smooth: str
+    """Mean over the last 20 steps: the loss of a single step says little, for its noise levels are drawn."""
+    low: float
+    high: float
+    """Losses at the lower and the upper edge."""
+    steps: int
+
+
+def loss_curve(losses: Sequence[float], width: float, height: float) -> Curve | None:
+    """The curve of `losses`, one for each step from the first on; None when there are fewer than two."""
+    finite = [loss if math.isfinite(loss) else 0.0 for loss in losses]
+    if len(finite) < 2:
+        return None
+    means = moving_mean(finite, WINDOW)
+    stride = max(1, len(finite) // POINTS)
+    # the last step is always shown
+    shown = sorted({*range(0, len(finite), stride), len(finite) - 1})
+    low, high = min(finite[i] for i in shown), max(finite[i] for i in shown)
+    span = (high - low) or 1.0
+
+    def points(values: Sequence[float]) -> str:
+        return " ".join(
+            f"{i / (len(finite) - 1) * width:.1f},{height - (values[i] - low) / span * height:.1f}" for i in shown
+        )
+
+    return Curve(points(finite), points(means), low, high, len(finite))
+
+
+def moving_mean(values: Sequence[float], window: int) -> list[float]:
+    """Mean of each value and those before it, `window` in all; fewer at the start."""
+    means, total = [], 0.0
+    for i, value in enumerate(values):
+        total += value
+        if i >= window:
+            total -= values[i - window]
+        means.append(total / min(i + 1, window))
+    return means

@@ -1,0 +1,225 @@
+"""Between the inputs and a folder that is ready to be published: everything that needs torch."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from finetune_api import TrainingRun
+from finetune_api.resolve import prior_of
+from PIL import Image
+
+from finetune_trainer.checkpoints import Checkpoints
+from finetune_trainer.data.class_images import ensure_class_images
+from finetune_trainer.data.pictures import PictureSet
+from finetune_trainer.errors import Interrupted
+from finetune_trainer.evaluation.contact_sheet import contact_sheet
+from finetune_trainer.evaluation.drawing import draw_pictures
+from finetune_trainer.evaluation.judge import judge_run
+from finetune_trainer.evaluation.report import ReportData, render_report
+from finetune_trainer.exports import export_weights
+from finetune_trainer.families import Family, load_family
+from finetune_trainer.publish.store import Store
+from finetune_trainer.settings import Settings
+from finetune_trainer.telemetry.listener import Listener
+from finetune_trainer.training.loop import TrainOutcome, train
+
+if TYPE_CHECKING:
+    from finetune_trainer.run import Inputs
+
+SHOWN_TRAINING_PICTURES = 12
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a run made, not yet published."""
+
+    folder: Path
+    """Everything that is to be published."""
+    weights: tuple[str, ...]
+    """What to load, relative to `folder`: a file, or the folder of a pipeline."""
+    steps: int
+    loss: float
+    resumed_from_step: int | None
+    device: str
+    pictures_sha256: str
+    picture_count: int
+    judgement: dict[str, float] | None
+    forget: Callable[[], None]
+    """Removes checkpoints and scratch files; for when everything is published."""
+
+
+def make(
+    run: TrainingRun,
+    digest: str,
+    inputs: Inputs,
+    work: Path,
+    store: Store,
+    settings: Settings,
+    listener: Listener,
+    should_stop: Callable[[], bool],
+) -> Made:
+    """Prepares, draws, trains, draws again, evaluates, exports.
+
+    Args:
+        digest: SHA-256 of the TrainingRun.
+        work: scratch folder of this run; what is in it may be used again by a later attempt on this machine.
+        store: the output, where checkpoints outlive the pod. A laptop's checkpoints stay in `work`.
+
+    Raises:
+        RunError: with the exit code of how it ended; Interrupted once the state is saved.
+    """
+    listener.stage("Preparing")
+    pictures = PictureSet.open(inputs.pictures)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    family = load_family(inputs.model.path, device)
+    class_pictures = _class_pictures(run, family, settings, listener, should_stop)
+
+    listener.stage("DrawingBefore")
+    before = _draw(run, family, listener, should_stop)
+
+    listener.stage("Training")
+    remote = store if run.output.uri.startswith("s3://") else None
+    prefix = f"checkpoints/{run.identity.uid}/"
+    checkpoints = Checkpoints(work / "checkpoints", remote, prefix, digest, settings.attempt, run.checkpoints.keep)
+    cache = settings.cache()
+    outcome = train(run, family, pictures, class_pictures, cache, checkpoints, listener, should_stop)
+    if outcome.interrupted:
+        raise Interrupted(f"stopped at step {outcome.step} of {outcome.total_steps}; the same run goes on from there")
+
+    listener.stage("DrawingAfter")
+    after = _draw(run, family, listener, should_stop)
+
+    folder = work / "results"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    listener.stage("Evaluating")
+    shown = [picture.load() for picture in pictures.pictures[:SHOWN_TRAINING_PICTURES]]
+    prompts = run.validation.prompts or ()
+    judgement = judge_run(inputs.model.path, shown, prompts, before, after)
+    _save_pictures(folder / "pictures", before, after)
+    title = f"{run.identity.name}: {run.method.name} of {run.base_model.uri}"
+    contact_sheet(title, shown, prompts, before, after).save(folder / "contact_sheet.png")
+    report = ReportData(
+        title=title,
+        method=run.method.name,
+        prompts=prompts,
+        before=before,
+        after=after,
+        training_pictures=shown,
+        losses=outcome.losses,
+        settings=_settings(run, outcome),
+        provenance=_provenance(run, digest, inputs, pictures, device),
+        judgement=judgement,
+    )
+    (folder / "report.html").write_text(render_report(report), "utf-8")
+
+    listener.stage("Exporting")
+    exported = export_weights(run, family, outcome.method, folder)
+    return Made(
+        folder=folder,
+        weights=_loadable([path.relative_to(folder) for path in exported]),
+        steps=outcome.step,
+        loss=outcome.loss,
+        resumed_from_step=outcome.resumed_from_step,
+        device=device_name(device),
+        pictures_sha256=pictures.digest,
+        picture_count=len(pictures),
+        judgement=judgement,
+        forget=lambda: _forget(checkpoints, work),
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """`cpu`, or the name of the GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _class_pictures(
+    run: TrainingRun, family: Family, settings: Settings, listener: Listener, should_stop: Callable[[], bool]
+) -> list[Path]:
+    prior = prior_of(run.method)
+    if prior is None:
+        return []
+    listener.stage("DrawingClassImages")
+    resolution = run.dataset.resolution or family.resolution
+    return ensure_class_images(family, prior, run.training.seed, resolution, settings.cache(), listener, should_stop)
+
+
+def _draw(
+    run: TrainingRun, family: Family, listener: Listener, should_stop: Callable[[], bool]
+) -> list[list[Image.Image]]:
+    def on_progress(done: int, total: int) -> None:
+        listener.work(done, total, "pictures")
+        if should_stop():
+            raise Interrupted("stopped while drawing; the same run goes on from its last checkpoint")
+
+    spec = run.validation
+    return draw_pictures(
+        family, spec.prompts or (), spec.images_per_prompt, spec.inference_steps, spec.guidance_scale, on_progress
+    )
+
+
+def _save_pictures(
+    folder: Path, before: Sequence[Sequence[Image.Image]], after: Sequence[Sequence[Image.Image]]
+) -> None:
+    for when, rows in (("before", before), ("after", after)):
+        for prompt, row in enumerate(rows):
+            for seed, picture in enumerate(row):
+                path = folder / when / f"prompt-{prompt}-seed-{seed}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                picture.save(path)
+
+
+def _loadable(files: Sequence[Path]) -> tuple[str, ...]:
+    """A whole pipeline is loaded by its folder, everything else file by file."""
+    if Path("pipeline/model_index.json") in files:
+        return ("pipeline",)
+    return tuple(path.as_posix() for path in files if path.suffix == ".safetensors")
+
+
+def _settings(run: TrainingRun, outcome: TrainOutcome) -> dict[str, object]:
+    training = run.training
+    method = run.method.lora or run.method.dream_booth
+    rows: dict[str, object] = {"Technique": run.method.name}
+    if method is not None:
+        rows["Prompt"] = method.prompt
+    if run.method.lora is not None:
+        rows["Rank, alpha"] = f"{run.method.lora.rank}, {run.method.lora.alpha:g}"
+    prior = prior_of(run.method)
+    if prior is not None and prior.class_images is not None:
+        rows["Prior preservation"] = (
+            f"“{prior.class_prompt}”, {prior.class_images.count} pictures, weight {prior.weight:g}"
+        )
+    rows |= {
+        "Steps": outcome.total_steps,
+        "Batch": f"{training.batch_size} × {training.gradient_accumulation_steps}",
+        "Learning rate": f"{training.learning_rate:g}, {training.scheduler.name}",
+        "Optimizer": training.optimizer.name,
+        "Seed": training.seed,
+        "Drawn with": f"{run.validation.inference_steps} steps, guidance {run.validation.guidance_scale:g}",
+    }
+    return rows
+
+
+def _provenance(
+    run: TrainingRun, digest: str, inputs: Inputs, pictures: PictureSet, device: torch.device
+) -> dict[str, object]:
+    return {
+        "Base model": run.base_model.uri,
+        "Its revision": inputs.model.revision,
+        "Pictures": f"{run.dataset.uri} ({len(pictures)}, sha256:{pictures.digest})",
+        "Run": f"{run.identity.namespace}/{run.identity.name}, {run.identity.uid}",
+        "Settings' digest": f"sha256:{digest}",
+        "Device": device_name(device),
+        "torch": torch.__version__,
+    }
+
+
+def _forget(checkpoints: Checkpoints, work: Path) -> None:
+    checkpoints.clear()
+    shutil.rmtree(work, ignore_errors=True)
