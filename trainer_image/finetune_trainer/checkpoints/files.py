@@ -1,0 +1,82 @@
+"""A checkpoint as a folder: tensors as safetensors, the rest as JSON, and a manifest that comes last. Nothing is
+pickled: a checkpoint comes back from a bucket that others may write to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from finetune_trainer.engines.base import EngineState
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+
+
+class BadCheckpoint(ValueError):
+    """It is incomplete, damaged, or of another run."""
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All that a training needs to go on bit for bit: everything drawn is a function of the step."""
+
+    step: int
+    """Optimizer steps done."""
+    engine: EngineState
+    losses: tuple[float, ...]
+    """Loss of each step so far."""
+    digests: dict[str, str]
+    """What it was trained on. A training on other things must not go on from here."""
+
+
+def write_checkpoint(folder: Path, state: TrainingState, run_digest: str, attempt: str) -> None:
+    """Writes `state` into the new folder `folder`, the manifest last."""
+    folder.mkdir(parents=True)
+    save_file(state.engine.weights, folder / WEIGHTS)
+    save_file(state.engine.optimizer, folder / OPTIMIZER)
+    rest = {"step": state.step, "losses": state.losses, "digests": state.digests}
+    (folder / STATE).write_text(json.dumps(rest))
+    files = {
+        name: {"sha256": _sha256(folder / name), "size": (folder / name).stat().st_size}
+        for name in (WEIGHTS, OPTIMIZER, STATE)
+    }
+    manifest = {"format": FORMAT, "step": state.step, "run": run_digest, "attempt": attempt, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def read_manifest(data: bytes, run_digest: str) -> dict[str, Any]:
+    """The manifest in `data`. Raises BadCheckpoint when it is no manifest of this run."""
+    try:
+        manifest: dict[str, Any] = json.loads(data)
+        ours = manifest["format"] == FORMAT and manifest["run"] == run_digest
+        complete = set(manifest["files"]) == {WEIGHTS, OPTIMIZER, STATE}
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadCheckpoint(f"no manifest: {error}") from error
+    if not (ours and complete):
+        raise BadCheckpoint("the manifest is of another run or format")
+    return manifest
+
+
+def read_checkpoint(folder: Path, run_digest: str) -> TrainingState:
+    """What `write_checkpoint` wrote. Raises BadCheckpoint."""
+    try:
+        manifest = read_manifest((folder / MANIFEST).read_bytes(), run_digest)
+        for name, entry in manifest["files"].items():
+            if _sha256(folder / name) != entry["sha256"]:
+                raise BadCheckpoint(f"{name} is not what the manifest says")
+    except OSError as error:
+        raise BadCheckpoint(str(error)) from error
+    rest = json.loads((folder / STATE).read_text())
+    engine = EngineState(load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER))
+    return TrainingState(rest["step"], engine, tuple(rest["losses"]), rest["digests"])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

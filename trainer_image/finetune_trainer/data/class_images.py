@@ -1,0 +1,91 @@
+"""Class pictures for prior preservation: drawn by the base model itself before it is trained, kept for later runs.
+
+Picture i depends on the key and on i alone: 100 pictures are the first 100 of 200, and a generation that was stopped
+goes on where it was. The batch size is not part of the key: its only effect is how sums are rounded, at most one or
+two levels of 255 in single pixels, and a picture that is stored is never drawn again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from finetune_api.methods import ClassImagesSpec, PriorPreservationSpec
+
+from finetune_trainer.data.draw import Purpose, draw
+from finetune_trainer.errors import Interrupted
+from finetune_trainer.families.base import Family
+from finetune_trainer.telemetry.listener import Listener
+
+GENERATOR_VERSION = 1
+WHAT = "class pictures"
+
+
+def class_images_key(family: Family, prior: PriorPreservationSpec, seed: int, resolution: int) -> dict[str, object]:
+    """All that the pictures depend on. Their number and the batch size are not in it."""
+    spec = prior.class_images or ClassImagesSpec()
+    return {
+        "generator": GENERATOR_VERSION,
+        "model": family.digest,
+        "prompt": prior.class_prompt,
+        "negativePrompt": spec.negative_prompt,
+        "sampler": dict(family.sampler),
+        "inferenceSteps": spec.inference_steps,
+        "guidanceScale": spec.guidance_scale,
+        "resolution": resolution,
+        "seed": seed,
+    }
+
+
+def ensure_class_images(
+    family: Family,
+    prior: PriorPreservationSpec,
+    seed: int,
+    resolution: int,
+    cache_dir: Path,
+    listener: Listener,
+    should_stop: Callable[[], bool],
+) -> list[Path]:
+    """Draws what is missing of the class pictures and returns all, in order.
+
+    Args:
+        family: the base model, before a technique is installed.
+        resolution: side in pixels.
+        cache_dir: pictures are kept in a folder in it that is named after their key.
+        should_stop: asked before each batch.
+
+    Raises:
+        Interrupted: `should_stop` said so; what was drawn is kept.
+    """
+    spec = prior.class_images or ClassImagesSpec()
+    key = json.dumps(class_images_key(family, prior, seed, resolution), sort_keys=True, indent=1)
+    folder = cache_dir / "class-images" / hashlib.sha256(key.encode()).hexdigest()[:32]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "key.json").write_text(key)
+    paths = [folder / f"{index:05d}.png" for index in range(spec.count)]
+    missing = [index for index, path in enumerate(paths) if not path.is_file()]
+    side = resolution // family.pixels_per_latent
+    shape = (1, family.latent_channels, side, side)
+    for start in range(0, len(missing), spec.batch_size):
+        listener.work(spec.count - len(missing) + start, spec.count, WHAT)
+        if should_stop():
+            raise Interrupted(
+                f"stopped after {spec.count - len(missing) + start} of {spec.count} {WHAT}; they are kept"
+            )
+        batch = missing[start : start + spec.batch_size]
+        pictures = family.draw(
+            [prior.class_prompt] * len(batch),
+            [spec.negative_prompt] * len(batch),
+            torch.cat([draw(seed, Purpose.CLASS_PICTURE, 0, index).noise(shape) for index in batch]),
+            spec.inference_steps,
+            spec.guidance_scale,
+        )
+        for index, picture in zip(batch, pictures, strict=True):
+            half_written = paths[index].with_suffix(".tmp")
+            picture.save(half_written, format="PNG")
+            half_written.replace(paths[index])
+    listener.work(spec.count, spec.count, WHAT)
+    return paths

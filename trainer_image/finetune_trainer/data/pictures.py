@@ -1,0 +1,135 @@
+"""A folder of pictures: which files count, whether each can be read, and how one becomes pixels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from finetune_trainer.errors import DataError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_PIXELS = 100_000_000
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was read once and found whole."""
+
+    path: Path
+    digest: str
+    """SHA-256 of the file."""
+    width: int
+    """Pixels, after the rotation that EXIF asks for."""
+    height: int
+
+    def load(self) -> Image.Image:
+        """RGB, rotated as EXIF says, transparency on white."""
+        return read_rgb(self.path)
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Pictures in the order of their paths."""
+
+    pictures: tuple[Picture, ...]
+
+    @classmethod
+    def open(cls, folder: Path) -> PictureSet:
+        """Reads every PNG, JPEG and WebP below `folder`. Other files and hidden ones are passed over.
+
+        Raises:
+            DataError: there is no picture, or one cannot be used; names the file and the remedy.
+        """
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_stray(path, folder))
+        chosen = [path for path in files if path.suffix.lower() in SUFFIXES]
+        if not chosen:
+            others = Counter(path.suffix.lower() or path.name for path in files).most_common(5)
+            found = ", ".join(f"{count} {suffix}" for suffix, count in others) or "nothing"
+            raise DataError(
+                f"dataset.uri: no pictures found; PNG, JPEG and WebP count, the folder has {found}. Check the path, "
+                "or convert the pictures"
+            )
+        return cls.of(chosen)
+
+    @classmethod
+    def of(cls, paths: Sequence[Path], field: str = "dataset.uri") -> PictureSet:
+        """These pictures, in this order. Raises DataError as `open` does; its message begins with `field`."""
+        return cls(tuple(_inspect(path, field) for path in paths))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the pictures' own, in order."""
+        return hashlib.sha256("\n".join(picture.digest for picture in self.pictures).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+
+def read_rgb(path: Path, field: str = "dataset.uri") -> Image.Image:
+    """A picture as 8-bit RGB: rotated as EXIF says, transparency laid on white.
+
+    Raises:
+        DataError: the file is no picture, is cut off, or is larger than 100 megapixels.
+    """
+    remedy = "replace or remove the file"
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            # before anything is decoded: a few kB can unpack to gigabytes
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(
+                    f"{field}: {path.name} has {image.width} × {image.height} pixels, more than "
+                    f"{MAX_PIXELS // 1_000_000} megapixels; scale it down"
+                )
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):
+                raise DataError(f"{field}: {path.name} has 16 bits a channel; save it with 8 bits")
+            if upright.has_transparency_data:
+                rgba = upright.convert("RGBA")
+                white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+                return Image.alpha_composite(white, rgba).convert("RGB")
+            return upright.convert("RGB")
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{field}: {path.name} has too many pixels ({error}); scale it down") from error
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{field}: {path.name} is not a PNG, JPEG or WebP picture, whatever its name says; {remedy}"
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{field}: {path.name} is damaged ({error}); {remedy}") from error
+
+
+def to_pixels(image: Image.Image, resolution: int, offsets: tuple[float, float], flip: bool) -> Tensor:
+    """A square of `image` as float32 [1, 3, resolution, resolution] in -1 … 1.
+
+    The largest square is cut out at `offsets` (shares in [0, 1] of the room left, horizontal and vertical; 0.5 is
+    the middle), then scaled with Lanczos.
+    """
+    side = min(image.size)
+    left = round(offsets[0] * (image.width - side))
+    top = round(offsets[1] * (image.height - side))
+    square = image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    if flip:
+        square = ImageOps.mirror(square)
+    values = torch.from_numpy(np.array(square, dtype=np.uint8)).float()
+    return (values / 127.5 - 1).permute(2, 0, 1).unsqueeze(0).contiguous()
+
+
+def _is_stray(path: Path, folder: Path) -> bool:
+    parts = path.relative_to(folder).parts
+    return any(part.startswith(".") or part in ("lost+found", "__MACOSX") for part in parts)
+
+
+def _inspect(path: Path, field: str) -> Picture:
+    image = read_rgb(path, field)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Picture(path, digest, image.width, image.height)

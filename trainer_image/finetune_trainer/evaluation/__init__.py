@@ -1,0 +1,1 @@
+"""What a training did to the model: pictures before and after, judged, in a report."""

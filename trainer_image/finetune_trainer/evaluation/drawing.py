@@ -1,0 +1,55 @@
+"""Pictures for the report: the same prompts and seeds before and after training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from finetune_trainer.families.base import Family
+
+BATCH = 8
+
+
+def draw_pictures(
+    family: Family,
+    prompts: Sequence[str],
+    images_per_prompt: int,
+    steps: int,
+    guidance: float,
+    on_progress: Callable[[int, int], None],
+) -> list[list[Image.Image]]:
+    """Draws with the family as it is now: the base model before, the trained one after a technique was installed.
+
+    Args:
+        prompts: what to draw.
+        images_per_prompt: picture i of each prompt has seed i.
+        steps: denoising steps.
+        guidance: classifier-free guidance; 1 is none.
+        on_progress: gets pictures done and pictures in all, after each batch.
+
+    Returns:
+        For each prompt its pictures, at the model's own resolution.
+    """
+    jobs = [(prompt, seed) for prompt in prompts for seed in range(images_per_prompt)]
+    pictures: list[Image.Image] = []
+    for start in range(0, len(jobs), BATCH):
+        batch = jobs[start : start + BATCH]
+        pictures += family.draw(
+            [prompt for prompt, _ in batch],
+            [""] * len(batch),
+            torch.cat([noise_of(family, seed) for _, seed in batch]),
+            steps,
+            guidance,
+        )
+        on_progress(len(pictures), len(jobs))
+    return [pictures[i : i + images_per_prompt] for i in range(0, len(pictures), images_per_prompt)]
+
+
+def noise_of(family: Family, seed: int) -> Tensor:
+    """Where the picture with this seed starts, float32 [1, channels, height, width]: what Diffusers draws for
+    `generator=torch.Generator().manual_seed(seed)`, so that anyone can draw the picture again."""
+    side = family.resolution // family.pixels_per_latent
+    return torch.randn((1, family.latent_channels, side, side), generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,1 @@
+"""The training itself: the step, the loss, the schedule and the loop."""

@@ -1,0 +1,182 @@
+"""The loop: resume, step, report, checkpoint, stop. Everything that happens in it can be read here from top to
+bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from finetune_api import TrainingRun
+from finetune_api.resolve import prior_of, prompt_of
+
+from finetune_trainer.checkpoints import Checkpoints, TrainingState
+from finetune_trainer.data.draw import Purpose
+from finetune_trainer.data.latents import Crops, Latents
+from finetune_trainer.data.pictures import PictureSet
+from finetune_trainer.data.samples import Samples, Stream
+from finetune_trainer.data.text import TextCache
+from finetune_trainer.engines import Engine, make_engine
+from finetune_trainer.errors import ConfigurationError, RunError
+from finetune_trainer.families.base import Family
+from finetune_trainer.methods import Method, make_method
+from finetune_trainer.telemetry.listener import Listener, StepReport
+from finetune_trainer.training.schedule import learning_rate_factor, total_steps
+from finetune_trainer.training.step_module import StepModule
+
+LOSS_WINDOW = 20
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """How a training ended. The family now has the technique installed, trained as far as `step`."""
+
+    step: int
+    total_steps: int
+    loss: float
+    """Mean over the last steps; what a single step loses says little, for its noise levels are drawn."""
+    interrupted: bool
+    losses: tuple[float, ...]
+    """Of each step from the first one on, earlier attempts included."""
+    method: Method
+    resumed_from_step: int | None
+
+
+def train(
+    run: TrainingRun,
+    family: Family,
+    pictures: PictureSet,
+    class_pictures: Sequence[Path],
+    cache_dir: Path | None,
+    checkpoints: Checkpoints,
+    listener: Listener,
+    should_stop: Callable[[], bool],
+) -> TrainOutcome:
+    """Trains from the newest checkpoint, or from the start, to the last step or until `should_stop`.
+
+    Args:
+        run: what to do.
+        family: the base model; a technique is installed into it.
+        pictures: the user's.
+        class_pictures: for prior preservation; empty without.
+        cache_dir: where latents are kept between attempts; None keeps them in memory only.
+        checkpoints: where the state is saved and looked for.
+        listener: hears of every step.
+        should_stop: asked between steps; the state is saved before returning.
+
+    Raises:
+        DataError: a picture cannot be used.
+        NonFiniteLoss: the training diverged.
+        ConfigurationError: the run asks for what this trainer does not carry out, or the store refuses.
+    """
+    spec = run.training
+    if spec.deterministic:
+        torch.use_deterministic_algorithms(True)
+    classes = PictureSet.of(class_pictures, "class pictures")
+    method = make_method(run.method, spec.seed)
+    groups = method.install(family)
+    samples = make_samples(run, family, method, pictures, classes, cache_dir)
+    module = StepModule(family, method.needs).train()
+    if spec.gradient_checkpointing:
+        for part in module.parts.values():
+            part.enable_gradient_checkpointing()
+    engine = make_engine(run.engine, family.device)
+    engine.prepare(module, groups, spec, samples.step(0))
+    digests = {"model": family.digest, "pictures": pictures.digest, "classPictures": classes.digest}
+
+    losses: list[float] = []
+    resumed = _resume(checkpoints, engine, digests, listener)
+    if resumed is not None:
+        losses = list(resumed.losses)
+        listener.resumed(resumed.step)
+    step, total = len(losses), total_steps(spec, len(pictures) * run.dataset.crops_per_picture)
+    saved_step, saved_at = step, time.monotonic()
+
+    def save() -> None:
+        nonlocal saved_step, saved_at
+        began = time.monotonic()
+        _save(checkpoints, TrainingState(step, engine.state(), tuple(losses), digests), listener)
+        saved_step, saved_at = step, time.monotonic()
+        listener.checkpoint(step, saved_at - began)
+
+    while step < total and not should_stop():
+        began = time.monotonic()
+        factor = learning_rate_factor(spec.scheduler, step, total)
+        result = engine.step(samples.step(step), factor)
+        losses.append(float(result.loss))
+        step += 1
+        listener.step(
+            StepReport(
+                step=step,
+                total_steps=total,
+                loss=_mean(losses),
+                learning_rate=spec.learning_rate * factor,
+                grad_norm=float(result.grad_norm),
+                images=samples.pictures_per_step,
+                seconds=time.monotonic() - began,
+            )
+        )
+        every = run.checkpoints.every_steps
+        if time.monotonic() - saved_at >= run.checkpoints.every_seconds or (every and step % every == 0):
+            save()
+    if step > saved_step:
+        # at the end too: a failure while drawing, exporting or publishing must not cost the training
+        save()
+    engine.gather()
+    return TrainOutcome(
+        step, total, _mean(losses), step < total, tuple(losses), method, resumed.step if resumed else None
+    )
+
+
+def make_samples(
+    run: TrainingRun,
+    family: Family,
+    method: Method,
+    pictures: PictureSet,
+    classes: PictureSet,
+    cache_dir: Path | None,
+) -> Samples:
+    """The samples of a run: the user's pictures, and class pictures if there are any."""
+    spec, dataset = run.training, run.dataset
+    resolution = dataset.resolution or family.resolution
+    folder = None if cache_dir is None else cache_dir / "latents"
+    crops = Crops(resolution, dataset.crops_per_picture, dataset.crop == "Random", dataset.flip, spec.seed)
+    streams = [Stream(Purpose.INSTANCE, Latents(family, pictures, crops, folder), prompt_of(run.method), 1.0)]
+    prior = prior_of(run.method)
+    if prior is not None:
+        latents = Latents(family, classes, Crops(resolution), folder)
+        streams.append(Stream(Purpose.CLASS, latents, prior.class_prompt, prior.weight))
+    text = None if method.needs.live_text_encoder else TextCache(family)
+    return Samples(family, tuple(streams), text, spec.seed, spec.batch_size, spec.gradient_accumulation_steps)
+
+
+def _resume(
+    checkpoints: Checkpoints, engine: Engine, digests: dict[str, str], listener: Listener
+) -> TrainingState | None:
+    found = checkpoints.latest()
+    if found is None:
+        return None
+    step, state = found
+    changed = sorted(name for name in digests if state.digests.get(name) != digests[name])
+    if changed:
+        listener.message(f"The checkpoint of step {step} is not used: {', '.join(changed)} changed since.")
+        return None
+    engine.load(state.engine)
+    return state
+
+
+def _save(checkpoints: Checkpoints, state: TrainingState, listener: Listener) -> None:
+    try:
+        checkpoints.save(state.step, state)
+    except ConfigurationError:
+        raise
+    except RunError as error:
+        # it stands on this machine; a store that fails for a moment must not end the training
+        listener.message(f"The checkpoint of step {state.step} was not uploaded: {error}")
+
+
+def _mean(losses: Sequence[float]) -> float:
+    window = losses[-LOSS_WINDOW:]
+    return sum(window) / len(window) if window else 0.0
