@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import boto3
 import stamina
+from botocore.client import BaseClient
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
 
@@ -20,7 +20,7 @@ PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 @stamina.retry(on=(ConnectionError, HTTPClientError), attempts=20, wait_initial=0.5, wait_max=2.0)
-def make_bucket(s3: Any, bucket: str) -> None:
+def make_bucket(s3: BaseClient, bucket: str) -> None:
     """Waits out the first seconds in which the node's port is not yet forwarded to the server."""
     try:
         s3.create_bucket(Bucket=bucket)
@@ -29,7 +29,7 @@ def make_bucket(s3: Any, bucket: str) -> None:
             raise
 
 
-def upload_pictures(s3: Any, subjects: Path) -> int:
+def upload_pictures(s3: BaseClient, subjects: Path) -> int:
     """Number of files that lie in the bucket afterwards, pictures and captions."""
     there = {item["Key"]: item["Size"] for item in s3.list_objects_v2(Bucket="pictures").get("Contents", [])}
     files = [file for file in sorted(subjects.glob("*/*")) if file.suffix in PICTURES | {".txt"}]
