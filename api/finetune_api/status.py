@@ -97,6 +97,8 @@ class ResolvedStatus(StatusModel):
     """Resources of the pod."""
     run_sha256: Annotated[str, Field(max_length=64)] | None = None
     """Digest of the TrainingRun that the pods get."""
+    profile_sha256: Annotated[str, Field(max_length=64)] | None = None
+    """Digest of the profile as it was when the job was accepted."""
     run_config_map: Annotated[str, Field(max_length=253)] | None = None
     """ConfigMap with the TrainingRun."""
     base_model_revision: Annotated[str, Field(max_length=128)] | None = None

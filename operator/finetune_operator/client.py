@@ -1,0 +1,218 @@
+"""The API server, over the official asyncio client: plain dicts in and out, bounded retries, counted requests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, Self, cast
+
+import aiohttp
+import stamina
+from kubernetes.aio import client as aio_client
+from kubernetes.aio import config as aio_config
+from kubernetes.aio.config.config_exception import ConfigException
+
+from finetune_operator.metrics import Metrics
+from finetune_operator.resources import Resource
+
+Object = dict[str, Any]
+
+FIELD_MANAGER = "finetune-operator"
+TIMEOUT_SECONDS = 15.0
+PAGE = 500
+TRANSIENT = (429, 500, 502, 503, 504)
+METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
+
+
+@dataclass
+class ApiError(Exception):
+    """The API server said no."""
+
+    code: int
+    reason: str
+    message: str
+    details: Object = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.reason}: {self.message}"
+
+
+class NotFoundError(ApiError):
+    """404."""
+
+
+class ConflictError(ApiError):
+    """409: the object exists already, or has changed since it was read."""
+
+
+class ForbiddenError(ApiError):
+    """403: RBAC, a quota or another admission rule."""
+
+
+class InvalidError(ApiError):
+    """422: the object breaks its schema, or a field is immutable."""
+
+
+ERRORS: dict[int, type[ApiError]] = {
+    403: ForbiddenError,
+    404: NotFoundError,
+    409: ConflictError,
+    422: InvalidError,
+}
+
+
+def _transient(error: Exception) -> bool:
+    if isinstance(error, ApiError):
+        return error.code in TRANSIENT
+    return isinstance(error, aiohttp.ClientError | TimeoutError | OSError)
+
+
+async def configuration() -> aio_client.Configuration:
+    """In the cluster the pod's service account, elsewhere KUBECONFIG or ~/.kube/config."""
+    settings = aio_client.Configuration()
+    try:
+        aio_config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]  # untyped there
+    except ConfigException:
+        await aio_config.load_kube_config(client_configuration=settings)  # type: ignore[no-untyped-call]  # untyped there
+    return settings
+
+
+class Kube:
+    """Requests to the API server. Every method raises ApiError, or what aiohttp raises when nothing answers."""
+
+    def __init__(self, api: aio_client.ApiClient, metrics: Metrics) -> None:
+        self._api = api
+        self._metrics = metrics
+
+    @classmethod
+    async def connect(cls, metrics: Metrics) -> Self:
+        """A client for wherever the operator runs."""
+        settings = await configuration()
+        settings.connection_pool_maxsize = 100
+        return cls(aio_client.ApiClient(settings), metrics)
+
+    async def close(self) -> None:
+        await self._api.close()  # type: ignore[no-untyped-call]  # untyped there
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Object | None:
+        """The object, or None where there is none."""
+        try:
+            return await self._patiently("get", resource, "GET", resource.path(namespace, name))
+        except NotFoundError:
+            return None
+
+    async def list_pages(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        labels: str = "",
+        fields: str = "",
+        metadata_only: bool = False,
+    ) -> AsyncIterator[list[Object]]:
+        """All objects that match, a page at a time; with `metadata_only` nothing but their metadata."""
+        query = [("limit", str(PAGE))]
+        query += [("labelSelector", labels)] if labels else []
+        query += [("fieldSelector", fields)] if fields else []
+        accept = METADATA_LIST if metadata_only else "application/json"
+        token = ""
+        while True:
+            page = query + ([("continue", token)] if token else [])
+            answer = await self._patiently("list", resource, "GET", resource.path(namespace), page, accept=accept)
+            yield cast("list[Object]", answer.get("items") or [])
+            token = answer.get("metadata", {}).get("continue") or ""
+            if not token:
+                return
+
+    async def create(self, resource: Resource, namespace: str | None, body: Object) -> Object:
+        """Creates the object. A repetition after a lost answer ends in ConflictError, as for any that exists."""
+        return await self._patiently(
+            "create", resource, "POST", resource.path(namespace), [("fieldManager", FIELD_MANAGER)], body
+        )
+
+    async def apply_status(self, resource: Resource, namespace: str, name: str, body: Object) -> Object:
+        """Server-side apply of the status; ConflictError when metadata.resourceVersion is not the newest."""
+        query = [("fieldManager", FIELD_MANAGER), ("force", "true")]
+        path = resource.path(namespace, name, "status")
+        content = "application/apply-patch+yaml"
+        return await self._patiently("patch", resource, "PATCH", path, query, body, content)
+
+    async def patch(self, resource: Resource, namespace: str, name: str, body: Object) -> Object:
+        """Merge patch; ConflictError when metadata.resourceVersion or metadata.uid in it do not fit."""
+        content = "application/merge-patch+json"
+        return await self._patiently("patch", resource, "PATCH", resource.path(namespace, name), [], body, content)
+
+    async def delete(self, resource: Resource, namespace: str, name: str, uid: str, propagation: str) -> None:
+        """Deletes the object with this UID; no error when it is gone or has been replaced by another."""
+        body = {"propagationPolicy": propagation, "preconditions": {"uid": uid}}
+        try:
+            await self._patiently("delete", resource, "DELETE", resource.path(namespace, name), [], body)
+        except (NotFoundError, ConflictError):
+            return
+
+    async def _patiently(
+        self,
+        verb: str,
+        resource: Resource,
+        method: str,
+        path: str,
+        query: list[tuple[str, str]] | None = None,
+        body: Object | None = None,
+        content: str = "application/json",
+        accept: str = "application/json",
+    ) -> Object:
+        """A request, repeated a few times where that may help. What is asked for must be safe to ask for twice."""
+        async for attempt in stamina.retry_context(
+            on=_transient, attempts=4, timeout=45, wait_initial=0.1, wait_max=5, wait_jitter=0.5
+        ):
+            with attempt:
+                return await self._once(verb, resource, method, path, query or [], body, content, accept)
+        raise AssertionError("stamina either returns or raises")
+
+    async def _once(
+        self,
+        verb: str,
+        resource: Resource,
+        method: str,
+        path: str,
+        query: list[tuple[str, str]],
+        body: Object | None,
+        content: str,
+        accept: str,
+    ) -> Object:
+        code = "error"
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                serialized = await self._api.param_serialize(
+                    method,
+                    path,
+                    query_params=list(query),
+                    header_params={"Accept": accept, "Content-Type": content},
+                    body=body,
+                    auth_settings=["BearerToken"],
+                )
+                response = await self._api.call_api(*serialized, _request_timeout=TIMEOUT_SECONDS)
+                text = await response.read()  # type: ignore[no-untyped-call]  # untyped there
+            code = str(response.status)
+        finally:
+            self._metrics.api_requests.labels(verb, resource.plural, code).inc()
+        answer = _parsed(text)
+        if response.status >= 400:
+            error = ERRORS.get(response.status, ApiError)
+            raise error(
+                response.status,
+                str(answer.get("reason") or response.reason or ""),
+                str(answer.get("message") or text[:500].decode(errors="replace")),
+                answer.get("details") or {},
+            )
+        return answer
+
+
+def _parsed(text: bytes) -> Object:
+    """The answer as JSON; something between us and the API server may answer otherwise."""
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}

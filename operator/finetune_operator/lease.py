@@ -1,0 +1,166 @@
+"""Leadership: a Lease that one operator holds at a time. Renewed in a thread of its own, so that a busy event loop
+does not lose it; given back on a clean exit, so that the next one need not wait.
+
+Times are measured with the local clock from when a change was *seen*, so clocks of different nodes need not agree.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+from kubernetes.config.config_exception import ConfigException
+from urllib3.exceptions import HTTPError
+
+logger = logging.getLogger(__name__)
+
+DURATION_SECONDS = 12
+RENEW_DEADLINE_SECONDS = 8.0
+RETRY_SECONDS = 2.0
+REQUEST_TIMEOUT = (2, 3)
+
+
+class LeaseApi(Protocol):
+    """The three requests on the Lease object."""
+
+    def read(self) -> client.V1Lease | None: ...
+
+    def create(self, lease: client.V1Lease) -> None: ...
+
+    def replace(self, lease: client.V1Lease) -> None: ...
+
+
+class KubernetesLease:
+    """The Lease on the API server, over the official synchronous client."""
+
+    def __init__(self, namespace: str, name: str) -> None:
+        settings = client.Configuration()
+        try:
+            config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]  # untyped there
+        except ConfigException:
+            config.load_kube_config(client_configuration=settings)  # type: ignore[no-untyped-call]  # untyped there
+        settings.retries = False
+        self._api = client.CoordinationV1Api(client.ApiClient(settings))
+        self._namespace = namespace
+        self._name = name
+
+    def read(self) -> client.V1Lease | None:
+        """The Lease, or None."""
+        try:
+            return self._api.read_namespaced_lease(self._name, self._namespace, _request_timeout=REQUEST_TIMEOUT)
+        except ApiException as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def create(self, lease: client.V1Lease) -> None:
+        lease.metadata = client.V1ObjectMeta(name=self._name, namespace=self._namespace)
+        self._api.create_namespaced_lease(self._namespace, lease, _request_timeout=REQUEST_TIMEOUT)
+
+    def replace(self, lease: client.V1Lease) -> None:
+        self._api.replace_namespaced_lease(self._name, self._namespace, lease, _request_timeout=REQUEST_TIMEOUT)
+
+
+@dataclass
+class _Sight:
+    """The Lease as last seen, and when (monotonic seconds) it last changed."""
+
+    mark: str = ""
+    at: float = 0.0
+
+
+class LeaderElection:
+    """Runs in a thread from `start` to `stop`."""
+
+    def __init__(self, api: LeaseApi, identity: str, on_won: Callable[[], None], on_lost: Callable[[], None]) -> None:
+        """Both callbacks come from the thread, each once at most; after `on_lost` it has ended."""
+        self._api = api
+        self._identity = identity
+        self._on_won = on_won
+        self._on_lost = on_lost
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+        self._sight = _Sight()
+        self._leads = False
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Gives the Lease back and ends the thread."""
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        renewed = 0.0
+        while not self._stop.is_set():
+            began = time.monotonic()
+            if self._try():
+                renewed = began
+                if not self._leads:
+                    self._leads = True
+                    logger.info("%s leads", self._identity)
+                    self._on_won()
+            elif self._leads and time.monotonic() - renewed > RENEW_DEADLINE_SECONDS:
+                logger.error("%s has lost the Lease", self._identity)
+                self._on_lost()
+                return
+            self._stop.wait(RETRY_SECONDS)
+        if self._leads:
+            self._release()
+
+    def _try(self) -> bool:
+        """Takes or renews the Lease. False when another holds it or the API server does not answer."""
+        try:
+            return self.take(time.monotonic())
+        except (ApiException, HTTPError, OSError) as error:
+            logger.warning("the Lease could not be renewed: %s", error)
+            return False
+
+    def take(self, now: float) -> bool:
+        """One attempt at `now` (monotonic seconds). Raises what the client raises; a conflict is another's win."""
+        lease = self._api.read()
+        moment = datetime.now(UTC)
+        if lease is None:
+            spec = client.V1LeaseSpec(
+                holder_identity=self._identity,
+                lease_duration_seconds=DURATION_SECONDS,
+                acquire_time=moment,
+                renew_time=moment,
+                lease_transitions=0,
+            )
+            self._api.create(client.V1Lease(spec=spec))
+            return True
+        spec = lease.spec
+        mark = f"{spec.holder_identity} {spec.renew_time}"
+        if mark != self._sight.mark:
+            self._sight = _Sight(mark, now)
+        mine = spec.holder_identity == self._identity
+        valid_for = spec.lease_duration_seconds or DURATION_SECONDS
+        if spec.holder_identity and not mine and now - self._sight.at < valid_for:
+            return False
+        if not mine:
+            spec.acquire_time = moment
+            spec.lease_transitions = (spec.lease_transitions or 0) + 1
+        spec.holder_identity = self._identity
+        spec.lease_duration_seconds = DURATION_SECONDS
+        spec.renew_time = moment
+        self._api.replace(lease)  # carries the resourceVersion: of two that try, one fails
+        return True
+
+    def _release(self) -> None:
+        try:
+            lease = self._api.read()
+            if lease is not None and lease.spec.holder_identity == self._identity:
+                lease.spec.holder_identity = ""
+                lease.spec.lease_duration_seconds = 1
+                self._api.replace(lease)
+        except (ApiException, HTTPError, OSError) as error:
+            logger.warning("the Lease could not be given back, it runs out by itself: %s", error)

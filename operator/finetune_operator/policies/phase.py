@@ -1,0 +1,29 @@
+"""status.phase, derived from the conditions: a summary for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from finetune_api.status import Condition, Phase
+
+STARTING = {"Starting", "Restarting", "Interrupted"}
+
+
+def phase_of(conditions: Mapping[str, Condition], started: bool) -> Phase:
+    """`conditions` by type; `started`: a Job was made."""
+
+    def true(name: str) -> bool:
+        return name in conditions and conditions[name].status == "True"
+
+    if true("Failed"):
+        return "Failed"
+    if true("Succeeded"):
+        return "Succeeded"
+    if true("Suspended"):
+        return "Suspended"
+    if not true("Accepted") or not started:
+        return "Pending"
+    if true("PodsReady"):
+        return "Running"
+    ready = conditions.get("PodsReady")
+    return "Starting" if ready is not None and ready.reason in STARTING else "Pending"

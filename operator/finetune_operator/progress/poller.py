@@ -1,0 +1,87 @@
+"""Asks the trainers of all running pods, each in its turn, and wakes the jobs that have news."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import datetime
+
+from finetune_operator.metrics import Metrics
+from finetune_operator.progress.board import ProgressBoard
+from finetune_operator.progress.client import NoProgressError, ProgressClient
+from finetune_operator.projections import Key, PodState
+from finetune_operator.store import Store
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE = 50
+WRITES_PER_SECOND = 20.0
+"""News lead to a write of the status: with many jobs each is asked less often, so that these stay this few."""
+TICK_SECONDS = 1.0
+
+
+class ProgressPoller:
+    """One task for all jobs."""
+
+    def __init__(
+        self,
+        store: Store,
+        board: ProgressBoard,
+        client: ProgressClient,
+        metrics: Metrics,
+        wake: Callable[[Key], None],
+        interval: float,
+        clock: Callable[[], datetime],
+    ) -> None:
+        """`interval`: shortest time between two questions to the same pod, in seconds."""
+        self._store = store
+        self._board = board
+        self._client = client
+        self._metrics = metrics
+        self._wake = wake
+        self._interval = interval
+        self._clock = clock
+        self._asked: dict[str, datetime] = {}
+        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._busy: set[str] = set()
+
+    async def run(self) -> None:
+        """Runs until it is cancelled."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                for pod in self.due():
+                    self._busy.add(pod.uid)
+                    group.create_task(self._ask(pod))
+                await asyncio.sleep(TICK_SECONDS)
+
+    def due(self) -> list[PodState]:
+        """The pods to ask now."""
+        now = self._clock()
+        running = [pod for pod in self._store.pods() if pod.running and pod.ip and not pod.deleting]
+        interval = max(self._interval, len(running) / WRITES_PER_SECOND)
+        self._asked = {pod.uid: self._asked[pod.uid] for pod in running if pod.uid in self._asked}
+        self._board.keep_only({pod.owner_uid for pod in running})
+        due = [
+            pod
+            for pod in running
+            if pod.uid not in self._busy
+            and (pod.uid not in self._asked or (now - self._asked[pod.uid]).total_seconds() >= interval)
+        ]
+        self._asked.update((pod.uid, now) for pod in due)
+        return due
+
+    async def _ask(self, pod: PodState) -> None:
+        try:
+            async with self._slots:
+                progress = await self._client.ask(pod)
+        except NoProgressError as error:
+            self._metrics.progress_requests.labels(str(error)).inc()
+            news = self._board.silent(pod.owner_uid, self._clock())
+        else:
+            self._metrics.progress_requests.labels("answered").inc()
+            news = self._board.answered(pod.owner_uid, progress, self._clock())
+        finally:
+            self._busy.discard(pod.uid)
+        if news:
+            self._wake(pod.job)

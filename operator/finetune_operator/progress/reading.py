@@ -1,0 +1,68 @@
+"""What a trainer answered last, and how it stands in status.progress."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from finetune_api.progress import Progress, Result
+from finetune_api.status import ProgressStatus
+
+from finetune_operator.times import show
+
+
+@dataclass(frozen=True)
+class Reading:
+    """`progress` is what was last read, at `at`; `stale`: the trainer has not answered for a while."""
+
+    progress: Progress | None
+    at: datetime | None
+    stale: bool
+
+
+def progress_status(old: ProgressStatus | None, reading: Reading | None) -> ProgressStatus | None:
+    """status.progress after a reading."""
+    if reading is None:
+        return old
+    if reading.progress is None or reading.at is None:
+        return old.model_copy(update={"stale": True}) if old is not None and reading.stale else old
+    said = reading.progress
+    end = None
+    if said.seconds_left is not None:
+        end = show(reading.at + timedelta(seconds=min(said.seconds_left, 3e8)))
+    return ProgressStatus(
+        step=said.step,
+        total_steps=said.total_steps,
+        percent=percent(said.step, said.total_steps),
+        stage=said.stage,
+        loss=_number(said.loss),
+        images_per_second=_number(said.images_per_second),
+        estimated_end=end,
+        stale=True if reading.stale else None,
+        last_update_time=show(reading.at),
+    )
+
+
+def finished_progress(old: ProgressStatus | None, result: Result | None) -> ProgressStatus | None:
+    """status.progress of a job that succeeded."""
+    if result is None:
+        return old.model_copy(update={"stale": None}) if old is not None else None
+    total = max(result.step, old.total_steps if old is not None else 0)
+    return ProgressStatus(
+        step=result.step,
+        total_steps=total,
+        percent=percent(result.step, total),
+        stage="Done",
+        loss=_number(result.loss),
+        images_per_second=old.images_per_second if old is not None else None,
+        last_update_time=old.last_update_time if old is not None else None,
+    )
+
+
+def percent(step: int, total: int) -> str:
+    """Whole percents, rounded down: 100% means done."""
+    return f"{min(100, step * 100 // total)}%" if total else "0%"
+
+
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4g}"

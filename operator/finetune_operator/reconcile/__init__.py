@@ -1,0 +1,1 @@
+"""observe → plan → apply → status: one pass over one FineTuneJob."""

@@ -1,0 +1,42 @@
+"""Settings of the operator, from environment variables FINETUNE_OPERATOR_*."""
+
+from __future__ import annotations
+
+import socket
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What an administrator may choose."""
+
+    model_config = SettingsConfigDict(env_prefix="FINETUNE_OPERATOR_", frozen=True)
+
+    namespace: str = ""
+    """The one namespace whose jobs are served. Empty: all of the cluster."""
+    host: str = "0.0.0.0"  # noqa: S104 - the kubelet's probes and Prometheus come from outside the pod
+    """Address of the server for probes and metrics."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """Port of the server for probes and metrics; 0 takes a free one."""
+    lease_namespace: str = "finetune-system"
+    """Namespace of the Lease by which one operator at a time works."""
+    lease_name: str = "finetune-operator"
+    """Name of that Lease."""
+    log_format: Literal["json", "text"] = "json"
+    """Log lines as JSON, or for reading."""
+    trainer_image: str = ""
+    """Image of the trainer where a profile names none."""
+    pod_name: Annotated[str, Field(min_length=1)] = Field(default_factory=socket.gethostname)
+    """Who this operator is, in the Lease and in Events."""
+    workers: Annotated[int, Field(ge=1, le=256)] = 16
+    """Jobs reconciled at the same time."""
+    progress_port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """Port at which trainers answer /progress."""
+    progress_seconds: Annotated[float, Field(gt=0, le=3600)] = 5
+    """Shortest time between two questions to the same trainer."""
+    resync_seconds: Annotated[float, Field(gt=0, le=86_400)] = 900
+    """A job that is not finished is looked at this often even when nothing is heard of it."""
+    audit_seconds: Annotated[float, Field(gt=0, le=86_400)] = 300
+    """What is remembered is compared with the API server this often."""

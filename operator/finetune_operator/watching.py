@@ -1,0 +1,185 @@
+"""kopf, and only its watching: streams that are resumed, renewed and never given up.
+
+It runs in a thread with an event loop of its own, since on its way out it cancels every task that is younger than
+itself. It writes nothing: no finalizer, no annotation, no Event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import kopf
+
+from finetune_operator.handlers import Handle
+from finetune_operator.resources import CORE_EVENTS, JOBS, PODS, Resource
+from finetune_operator.specs.naming import CHILDREN
+
+logger = logging.getLogger(__name__)
+
+SERVER_TIMEOUT = 240.0
+CLIENT_TIMEOUT = 270.0
+FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
+STOP_SECONDS = 15.0
+
+
+class EndlessBackoff:
+    """Delays between attempts, without end: an API outage must not end the process."""
+
+    def __iter__(self) -> Iterator[float]:
+        delay = FIRST_DELAY
+        while True:
+            yield delay * (1 + random.random() / 2)  # noqa: S311 - spreads load, guards nothing
+            delay = min(LONGEST_DELAY, delay * 2)
+
+
+class NoProgress(kopf.ProgressStorage):
+    """kopf keeps no state on objects: there is none to keep."""
+
+    def fetch(self, **_: object) -> None:
+        return None
+
+    def store(self, **_: object) -> None:
+        return None
+
+    def purge(self, **_: object) -> None:
+        return None
+
+    def touch(self, **_: object) -> None:
+        return None
+
+    def clear(self, *, essence: kopf.BodyEssence) -> kopf.BodyEssence:
+        return essence
+
+
+class NoDiffBase(kopf.DiffBaseStorage):
+    """kopf compares nothing, so it need not copy each object either."""
+
+    def build(self, **_: object) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: object) -> None:
+        return None
+
+    def store(self, **_: object) -> None:
+        return None
+
+
+def settings() -> kopf.OperatorSettings:
+    """kopf's settings for watching alone."""
+    chosen = kopf.OperatorSettings()
+    chosen.posting.enabled = False
+    chosen.peering.standalone = True
+    chosen.scanning.disabled = True
+    chosen.persistence.progress_storage = NoProgress()
+    chosen.persistence.diffbase_storage = NoDiffBase()
+    chosen.networking.error_backoffs = EndlessBackoff()
+    chosen.networking.request_timeout = 60
+    chosen.networking.connect_timeout = 10
+    chosen.watching.server_timeout = SERVER_TIMEOUT
+    chosen.watching.client_timeout = CLIENT_TIMEOUT
+    chosen.watching.connect_timeout = 10
+    chosen.watching.chunk_size = 500
+    chosen.watching.label_selectors[_key(JOBS)] = CHILDREN
+    chosen.watching.label_selectors[_key(PODS)] = CHILDREN
+    chosen.watching.field_selectors[_key(CORE_EVENTS)] = "type=Warning,involvedObject.kind=Job"
+    return chosen
+
+
+def _key(resource: Resource) -> tuple[str, str, str]:
+    return resource.group, resource.version, resource.plural
+
+
+def registry(handles: dict[Resource, Handle], forward: Callable[..., None]) -> kopf.OperatorRegistry:
+    """A registry of its own, whose handlers pass each event on through `forward(handle, type, body)`."""
+    chosen = kopf.OperatorRegistry()
+    kopf.on.login(registry=chosen)(kopf.login_via_client)
+
+    for resource, handle in handles.items():
+
+        async def on_event(
+            type: str | None,
+            body: kopf.Body,
+            _handle: Handle = handle,
+            **_: object,
+        ) -> None:
+            forward(_handle, type, dict(body))
+
+        decorate = kopf.on.event(*_key(resource), registry=chosen, id=resource.plural)
+        decorate(on_event)
+    return chosen
+
+
+class Watcher:
+    """Watches until it is stopped; `handles` are called on the loop that started it."""
+
+    def __init__(self, handles: dict[Resource, Handle], namespace: str) -> None:
+        """`namespace`: the only one served, or empty for all."""
+        self._handles = handles
+        self._namespace = namespace
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.ended: asyncio.Future[None] | None = None
+        """Done when watching has ended; with the exception, if it ended by one."""
+
+    def start(self) -> asyncio.Future[None]:
+        """Starts the thread. The future is done when watching ends, whatever the reason."""
+        loop = asyncio.get_running_loop()
+        self.ended = ended = loop.create_future()
+
+        def forward(handle: Handle, kind: str | None, body: dict[str, Any]) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_take, handle, kind, body)
+
+        chosen = registry(self._handles, forward)
+
+        def watch() -> None:
+            error: BaseException | None = None
+            try:
+                asyncio.run(self._watch(chosen))
+            except BaseException as raised:  # the thread's last word: nobody else would hear of it
+                error = raised
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_finish, ended, error)
+
+        self._thread = threading.Thread(target=watch, name="watching", daemon=True)
+        self._thread.start()
+        return ended
+
+    async def _watch(self, chosen: kopf.OperatorRegistry) -> None:
+        scope: dict[str, Any] = {"namespaces": [self._namespace]} if self._namespace else {"clusterwide": True}
+        await kopf.operator(
+            registry=chosen,
+            settings=settings(),
+            standalone=True,
+            stop_flag=self._stop,
+            **scope,
+        )
+
+    async def stop(self) -> None:
+        """Ends the streams, and waits a while for it."""
+        self._stop.set()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, STOP_SECONDS)
+
+
+def _take(handle: Handle, kind: str | None, body: dict[str, Any]) -> None:
+    """One strange object must not keep the others from being heard."""
+    try:
+        handle(kind, body)
+    except (KeyError, TypeError, ValueError):
+        name = (body.get("metadata") or {}).get("name")
+        logger.exception("cannot read %s %s", body.get("kind"), name)
+
+
+def _finish(ended: asyncio.Future[None], error: BaseException | None) -> None:
+    if ended.done():
+        return
+    if error is None:
+        ended.set_result(None)
+    else:
+        ended.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
