@@ -18,7 +18,7 @@ from finetune_trainer.credentials import Role, load_credentials
 from finetune_trainer.errors import Interrupted
 from finetune_trainer.publish.manifest import Manifest, ManifestInput, ManifestTraining, library_versions
 from finetune_trainer.publish.store import Store, open_store
-from finetune_trainer.publish.transaction import Published, Transaction
+from finetune_trainer.publish.transaction import RUN, Published, Transaction
 from finetune_trainer.settings import Settings
 from finetune_trainer.sources import LocalModel, fetch_model, fetch_pictures
 from finetune_trainer.telemetry.listener import Listener
@@ -89,6 +89,7 @@ def perform(
     made = make(run, digest, inputs, work, store, settings, listener, should_stop)
 
     listener.stage("Publishing")
+    (made.folder / RUN).write_text(run.to_json(), "utf-8")
     files = transaction.upload(made.folder, lambda done, total: listener.work(done, total, "files"))
     manifest = Manifest(
         run=run.identity,
@@ -105,6 +106,8 @@ def perform(
         settings=run,
     )
     published = transaction.commit(manifest)
+    if published.manifest.attempt == settings.attempt:
+        transaction.sweep()
     made.forget()
     listener.stage("Done")
     return _finished(published, store, again=False)

@@ -32,6 +32,7 @@ BAD_KEYS = {
     "ExpiredToken",
     "AuthorizationHeaderMalformed",
     "InvalidClientTokenId",
+    "XAdminUserNotFound",  # versitygw
 }
 DENIED = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "AccountProblem"}
 MISSING_BUCKET = {"NoSuchBucket", "InvalidBucketName"}

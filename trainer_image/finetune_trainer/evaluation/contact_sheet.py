@@ -1,4 +1,4 @@
-"""All pictures of a run on one sheet: training pictures, then for each prompt before and after, seed by seed."""
+"""Pictures of a run on one sheet: training pictures, then for each prompt before and after, seed by seed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 CELL = 128
 GAP = 8
 MARGIN = 24
+COLUMNS = 8
 LABELS = 72
 HEADING = 30
 PAPER, INK, FAINT = (250, 250, 248), (28, 28, 30), (120, 120, 124)
@@ -21,9 +22,11 @@ def contact_sheet(
     before: Sequence[Sequence[Image.Image]],
     after: Sequence[Sequence[Image.Image]],
 ) -> Image.Image:
-    """An RGB picture. `before` and `after` hold a row of pictures for each prompt; equal places have equal seeds."""
+    """An RGB picture. `before` and `after` hold a row of pictures for each prompt; equal places have equal seeds. Of
+    long rows the first eight are shown: the sheet is to be taken in at a glance."""
     rows: list[tuple[str, list[tuple[str, Sequence[Image.Image]]]]] = [("training pictures", [("", training_pictures)])]
     rows += [(p, [("before", b), ("after", a)]) for p, b, a in zip(prompts, before, after, strict=True)]
+    rows = [(text, [(label, pictures[:COLUMNS]) for label, pictures in strips]) for text, strips in rows]
     columns = max(len(pictures) for _, strips in rows for _, pictures in strips)
     width = 2 * MARGIN + LABELS + columns * (CELL + GAP) - GAP
     height = 2 * MARGIN + HEADING + sum(HEADING + len(strips) * (CELL + GAP) for _, strips in rows)

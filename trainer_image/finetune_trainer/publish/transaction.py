@@ -7,6 +7,7 @@ to different prefixes, and the store lets only one of them create manifest.json.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from finetune_trainer.publish.manifest import MANIFEST, Manifest, ManifestFile
 from finetune_trainer.publish.store import Store
 
 UPLOADS = 4
+RUN = "run.json"
+"""The TrainingRun beside the results: it says whose an attempt is, also when it came to no end."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class Transaction:
         `on_progress(done, total)` counts files. Raises RunError when a file did not arrive whole.
         """
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        paths.sort(key=lambda path: path.name != RUN)  # first, so that a sweep knows whose the rest is
         files: list[ManifestFile] = []
         with ThreadPoolExecutor(UPLOADS) as pool:
             for file in pool.map(lambda path: self._upload_one(folder, path), paths):
@@ -108,10 +112,26 @@ class Transaction:
             raise RunError(f"{self._store.uri_of(MANIFEST)} was there and is gone again; trying anew may help")
         return published
 
+    def sweep(self) -> None:
+        """Removes what other attempts of this run left when they came to no end."""
+        attempts: dict[str, list[str]] = {}
+        for found in self._store.list("attempts/"):
+            attempts.setdefault(found.key.split("/")[1], []).append(found.key)
+        for attempt, keys in attempts.items():
+            if attempt != self._attempt and self._is_ours(attempt):
+                self._store.delete(keys)
+
     def clear(self) -> None:
         """Removes what is published here, the manifest first, so that it never names what is gone."""
         self._store.delete([MANIFEST])
         self._store.delete([found.key for found in self._store.list("attempts/")])
+
+    def _is_ours(self, attempt: str) -> bool:
+        try:
+            run = json.loads(self._store.get_bytes(f"attempts/{attempt}/{RUN}") or b"{}")
+            return bool(run["identity"]["uid"] == self._run_uid)
+        except (ValueError, KeyError, TypeError):
+            return False
 
     def _upload_one(self, folder: Path, path: Path) -> ManifestFile:
         key = self.prefix + path.relative_to(folder).as_posix()

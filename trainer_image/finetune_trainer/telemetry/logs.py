@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -19,12 +20,22 @@ log = logging.getLogger("finetune")
 
 SECONDS_BETWEEN_LINES = 10.0
 
+# Libraries read these when they are imported, which is after logging was configured.
+QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+}
+
 
 def configure_logging(style: Literal["text", "json"], fields: dict[str, str] | None = None) -> None:
-    """Sends all logging to stderr: ours from INFO on, that of libraries from WARNING on.
+    """Sends all logging to stderr: ours from INFO on, that of libraries from WARNING on, their progress bars off.
 
     `fields` stand in each JSON line.
     """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     handler = logging.StreamHandler(sys.stderr)
     if style == "json":
         handler.setFormatter(
