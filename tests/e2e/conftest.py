@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import secrets
 from collections.abc import Iterator
 
 import pytest
 from support import kind
-from support.cluster import PROMETHEUS, Cluster, Namespace
+from support.cluster import PROMETHEUS, Cluster, Namespace, fresh_namespace
 from support.prometheus import Prometheus
 from support.waiting import eventually
 
@@ -46,19 +44,7 @@ def prometheus(cluster: Cluster) -> Prometheus:
 @pytest.fixture
 def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Namespace]:
     """A namespace for this test alone. If the test fails, all that was in it is printed before it goes."""
-    slug = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower().removeprefix("test_")).strip("-")[:40].rstrip("-")
-    made = Namespace(f"e2e-{slug}-{secrets.token_hex(2)}", cluster)
-    cluster.kubectl("create", "namespace", made.name)
-    cluster.kubectl("label", "namespace", made.name, "pod-security.kubernetes.io/enforce=restricted")
-    made.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": {"name": "s3-credentials"},
-            "stringData": cluster.s3_keys,
-        }
-    )
-    yield made
-    if request.node.stash.get(FAILED, False):
-        print(made.story())
-    cluster.kubectl("delete", "namespace", made.name, "--wait=false")
+    with fresh_namespace(cluster, request.node.name.removeprefix("test_")) as made:
+        yield made
+        if request.node.stash.get(FAILED, False):
+            print(made.story())

@@ -12,7 +12,7 @@ from finetune_trainer.builtin.classifier import load_classifier
 from finetune_trainer.evaluation.judgement import share
 from finetune_trainer.sources.builtin import open_builtin
 
-BASE = open_builtin("builtin://tiny-shapes")
+BASE = "builtin://tiny-shapes"
 PICTURES = 64  # for each prompt; the standard error of a share is at most 6 %
 BATCH = 32
 
@@ -26,7 +26,7 @@ class Judgement:
 
 
 def base_pipeline() -> StableDiffusionPipeline:
-    return quiet(StableDiffusionPipeline.from_pretrained(BASE, use_safetensors=True))
+    return quiet(StableDiffusionPipeline.from_pretrained(open_builtin(BASE), use_safetensors=True))
 
 
 def lora_pipeline(weights: Path) -> StableDiffusionPipeline:
@@ -46,7 +46,7 @@ def quiet(pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
 
 def judge(pipeline: StableDiffusionPipeline, prompt: str) -> Judgement:
     """What PICTURES pictures of `prompt` show; picture i has seed i, so that two models are compared in pairs."""
-    classifier = load_classifier(BASE / "classifier")
+    classifier = load_classifier(open_builtin(BASE) / "classifier")
     names: list[str] = []
     for start in range(0, PICTURES, BATCH):
         seeds = [torch.Generator().manual_seed(i) for i in range(start, start + BATCH)]

@@ -5,7 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
+import secrets
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -117,3 +121,24 @@ class Namespace:
         operator = ("--namespace", OPERATOR_NAMESPACE, "logs", "deployment/finetune-operator", "--tail", "120")
         parts.append(f"$ kubectl {' '.join(operator)}\n{self.cluster.kubectl(*operator, check=False)}")
         return "\n".join(parts)
+
+
+@contextmanager
+def fresh_namespace(cluster: Cluster, purpose: str) -> Iterator[Namespace]:
+    """A namespace under the restricted Pod Security Standard, with the credentials of the demo's S3 server."""
+    slug = re.sub(r"[^a-z0-9]+", "-", purpose.lower()).strip("-")[:40].rstrip("-")
+    made = Namespace(f"e2e-{slug}-{secrets.token_hex(2)}", cluster)
+    cluster.kubectl("create", "namespace", made.name)
+    cluster.kubectl("label", "namespace", made.name, "pod-security.kubernetes.io/enforce=restricted")
+    made.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": "s3-credentials"},
+            "stringData": cluster.s3_keys,
+        }
+    )
+    try:
+        yield made
+    finally:
+        cluster.kubectl("delete", "namespace", made.name, "--wait=false")

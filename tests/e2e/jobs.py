@@ -1,0 +1,94 @@
+"""FineTuneJobs as the end-to-end tests apply them, and what is asked of their status and results."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from support.cluster import Namespace
+
+ROOT = Path(__file__).parents[2]
+Job = dict[str, Any]
+
+
+def example(name: str, namespace: Namespace, **spec: Any) -> Job:
+    """The FineTuneJob of examples/`name`, writing to a prefix of this test's own; `spec` replaces parts of it."""
+    job = yaml.safe_load((ROOT / "examples" / name).read_text())
+    job["spec"]["output"]["uri"] = f"s3://models/{namespace.name}/{job['metadata']['name']}/"
+    job["spec"].update(copy.deepcopy(spec))
+    return job
+
+
+def named(job: Job, name: str) -> Job:
+    """The same job under another name, writing elsewhere."""
+    other = copy.deepcopy(job)
+    other["metadata"]["name"] = name
+    other["spec"]["output"]["uri"] = other["spec"]["output"]["uri"].replace(job["metadata"]["name"], name)
+    return other
+
+
+def condition(job: Job, kind: str) -> dict[str, str]:
+    """The condition of that type, or one that says nothing."""
+    conditions = job.get("status", {}).get("conditions", [])
+    nothing = {"status": "Unknown", "reason": "", "message": ""}
+    return next((c for c in conditions if c["type"] == kind), nothing)
+
+
+def has(kind: str, status: str = "True", reason: str | None = None) -> Callable[[Job], bool]:
+    def holds(job: Job) -> bool:
+        found = condition(job, kind)
+        return found["status"] == status and reason in (None, found["reason"])
+
+    return holds
+
+
+def ended(job: Job) -> bool:
+    return has("Succeeded")(job) or has("Failed")(job)
+
+
+def step(job: Job) -> int:
+    return job.get("status", {}).get("progress", {}).get("step", 0)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a job published, downloaded and checked against its manifest."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / self.manifest["weights"][0]
+
+    def digests_of_weights(self) -> dict[str, str]:
+        """Below the attempt's folder, which every pod has for itself: path → SHA-256 of each weight file."""
+        prefix = self.manifest["weights"][0].rsplit("/", 1)[0]
+        return {
+            f["path"].removeprefix(f"attempts/{self.manifest['attempt']}/"): f["sha256"]
+            for f in self.manifest["files"]
+            if f["path"].startswith(prefix) and f["path"].endswith(".safetensors")
+        }
+
+
+def download(s3: Any, job: Job, folder: Path) -> Results:
+    """Fetches all that manifest.json names. Raises AssertionError where size or digest differ."""
+    artifacts = job["status"]["artifacts"]
+    bucket, _, prefix = artifacts["uri"].removeprefix("s3://").partition("/")
+    key = artifacts["manifestUri"].removeprefix(f"s3://{bucket}/")
+    text = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+    assert hashlib.sha256(text).hexdigest() == artifacts["manifestSha256"]
+    manifest = json.loads(text)
+    for file in manifest["files"]:
+        target = folder / file["path"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        s3.download_file(bucket, f"{prefix.rstrip('/')}/{file['path']}", str(target))
+        content = target.read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (file["size"], file["sha256"]), file["path"]
+    return Results(folder, manifest)

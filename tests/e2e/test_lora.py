@@ -1,0 +1,152 @@
+"""One LoRA, from `kubectl apply` to weights that draw the subject."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobs import Results, condition, download, ended, example, has, step
+from judging import base_pipeline, judge, lora_pipeline
+from support.cluster import OPERATOR_NAMESPACE, Cluster, Namespace, fresh_namespace
+from support.prometheus import Prometheus, dashboard_queries
+from support.waiting import eventually
+
+# Of 64 pictures each: how much more often the subject must appear than with the base model.
+FIDELITY_MARGIN = 0.5
+
+
+@dataclass(frozen=True)
+class Done:
+    namespace: Namespace
+    job: dict[str, Any]
+    running: dict[str, Any]
+    columns: str
+    results: Results
+
+
+@pytest.fixture(scope="module")
+def lora(cluster: Cluster, s3: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
+    """The README's example, applied and followed to its end."""
+    with fresh_namespace(cluster, "lora") as namespace:
+        namespace.apply(example("finetunejob.yaml", namespace))
+        watched = namespace.job("figure")
+        try:
+            running = watched.until(lambda j: step(j) > 0 or ended(j), seconds=300, what="training")
+            columns = namespace.kubectl("get", "finetunejobs")
+            job = watched.until(ended, seconds=900, what="the end")
+            assert has("Succeeded")(job), job["status"]
+            yield Done(namespace, job, running, columns, download(s3, job, tmp_path_factory.mktemp("lora")))
+        except BaseException:
+            print(namespace.story())
+            raise
+
+
+def test_status_tells_the_way(lora: Done) -> None:
+    assert lora.running["status"]["phase"] == "Running"
+    progress = lora.running["status"]["progress"]
+    assert 0 < progress["step"] <= progress["totalSteps"]
+    assert float(progress["loss"]) > 0
+    assert float(progress["imagesPerSecond"]) > 0
+
+    status = lora.job["status"]
+    assert status["phase"] == "Succeeded"
+    assert status["progress"]["percent"] == "100%"
+    assert condition(lora.job, "Accepted")["status"] == "True"
+    assert [a["exitCode"] for a in status["attempts"]] == [0]
+    assert status["resolved"]["image"].endswith("finetune-trainer:dev")
+    assert status["resolved"]["profile"] == "cpu-tiny"
+
+
+def test_columns_of_kubectl_get(lora: Done) -> None:
+    header, row = lora.columns.splitlines()[:2]
+    assert header.split() == ["NAME", "PHASE", "METHOD", "PROGRESS", "LOSS", "AGE"]
+    assert row.split()[:3] == ["figure", "Running", "lora"]
+
+
+def test_each_transition_has_an_event(lora: Done) -> None:
+    reasons = [event["reason"] for event in lora.namespace.events("figure")]
+    for reason in ("Accepted", "Started", "Succeeded"):
+        assert reason in reasons, reasons
+
+
+def test_it_learned(lora: Done) -> None:
+    """The published file, loaded by Diffusers, draws the subject where the base model does not."""
+    prompt = lora.job["spec"]["method"]["lora"]["prompt"]
+    base, tuned = judge(base_pipeline(), prompt), judge(lora_pipeline(lora.results.weights), prompt)
+    print(f"subject fidelity: base {base.subject:.2f}, LoRA {tuned.subject:.2f}")
+    assert tuned.subject >= base.subject + FIDELITY_MARGIN
+
+
+def test_results_are_complete(lora: Done) -> None:
+    names = {Path(file["path"]).name for file in lora.results.manifest["files"]}
+    assert {"pytorch_lora_weights.safetensors", "report.html", "contact_sheet.png"} <= names
+    assert lora.results.manifest["run"]["uid"] == lora.job["metadata"]["uid"]
+
+
+def test_prometheus_has_loss_and_step(lora: Done, prometheus: Prometheus) -> None:
+    start, end = _span(lora.job)
+    for metric, last in (("loss", None), ("step", lora.job["status"]["progress"]["totalSteps"])):
+        promql = f'finetune_training_{metric}{{namespace="{lora.namespace.name}", finetunejob="figure"}}'
+        (series,) = prometheus.query_range(promql, start=start, end=end)
+        assert len(series.points) > 1
+        if last is not None:
+            values = [value for _, value in series.points]
+            assert values == sorted(values)
+            assert 0 < values[-1] <= last
+
+
+def test_every_panel_of_the_dashboard_has_data(lora: Done, prometheus: Prometheus) -> None:
+    start, end = _span(lora.job)
+    empty = [
+        f"{title}: {promql}"
+        for title, promql in dashboard_queries(namespace=lora.namespace.name, finetunejob="figure")
+        if not prometheus.query_range(promql, start=start, end=end)
+    ]
+    assert empty == []
+
+
+def _span(job: dict[str, Any]) -> tuple[float, float]:
+    status = job["status"]
+    start, end = (datetime.fromisoformat(status[key]).timestamp() for key in ("startTime", "completionTime"))
+    return start, end
+
+
+def test_interrupted_and_still_the_same_weights(
+    lora: Done, cluster: Cluster, namespace: Namespace, s3: Any, tmp_path: Path
+) -> None:
+    """The operator is killed in the middle, then the training pod: the job goes on from its checkpoint and ends with
+    the very bytes of the run that nothing disturbed."""
+    job = example("finetunejob.yaml", namespace)
+    job["spec"]["checkpoints"] = {"everySeconds": 5}
+    namespace.apply(job)
+    watched = namespace.job("figure")
+    watched.until(lambda j: step(j) > 0, seconds=300, what="training")
+    cluster.kubectl(
+        "--namespace", OPERATOR_NAMESPACE, "delete", "pod", "--selector", "app.kubernetes.io/name=finetune-operator",
+        "--grace-period", "0", "--force",
+    )  # fmt: skip
+    (pod,) = namespace.pods("figure")
+    namespace.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false")
+
+    done = watched.until(ended, seconds=900, what="the end")
+    assert has("Succeeded")(done), done["status"]
+    attempts = done["status"]["attempts"]
+    assert len(attempts) == 2
+    assert done["status"].get("retries", 0) == 0, "an interruption is not a failure"
+    results = download(s3, done, tmp_path)
+    assert results.manifest["training"]["resumedFromStep"] > 0
+    assert results.digests_of_weights() == lora.results.digests_of_weights()
+
+
+def test_deleting_the_job_removes_all_it_owned(lora: Done) -> None:
+    """Last in this file: afterwards nothing of the example is left but its results in S3."""
+    lora.namespace.kubectl("delete", "finetunejob", "figure")
+
+    def gone() -> None:
+        assert lora.namespace.empty_of("figure")
+
+    eventually(gone, seconds=120)
