@@ -129,16 +129,9 @@ class LeaderElection:
         lease = self._api.read()
         moment = datetime.now(UTC)
         if lease is None:
-            spec = client.V1LeaseSpec(
-                holder_identity=self._identity,
-                lease_duration_seconds=DURATION_SECONDS,
-                acquire_time=moment,
-                renew_time=moment,
-                lease_transitions=0,
-            )
-            self._api.create(client.V1Lease(spec=spec))
+            self._api.create(client.V1Lease(spec=self._spec(moment)))
             return True
-        spec = lease.spec
+        spec = lease.spec = lease.spec or client.V1LeaseSpec()
         mark = f"{spec.holder_identity} {spec.renew_time}"
         if mark != self._sight.mark:
             self._sight = _Sight(mark, now)
@@ -155,10 +148,19 @@ class LeaderElection:
         self._api.replace(lease)  # carries the resourceVersion: of two that try, one fails
         return True
 
+    def _spec(self, moment: datetime) -> client.V1LeaseSpec:
+        return client.V1LeaseSpec(
+            holder_identity=self._identity,
+            lease_duration_seconds=DURATION_SECONDS,
+            acquire_time=moment,
+            renew_time=moment,
+            lease_transitions=0,
+        )
+
     def _release(self) -> None:
         try:
             lease = self._api.read()
-            if lease is not None and lease.spec.holder_identity == self._identity:
+            if lease is not None and lease.spec is not None and lease.spec.holder_identity == self._identity:
                 lease.spec.holder_identity = ""
                 lease.spec.lease_duration_seconds = 1
                 self._api.replace(lease)

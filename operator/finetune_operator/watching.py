@@ -21,8 +21,8 @@ from finetune_operator.specs.naming import CHILDREN
 
 logger = logging.getLogger(__name__)
 
-SERVER_TIMEOUT = 240.0
-CLIENT_TIMEOUT = 270.0
+SERVER_TIMEOUT = 240
+CLIENT_TIMEOUT = 270
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
 STOP_SECONDS = 15.0
 
@@ -121,7 +121,8 @@ class Watcher:
         """`namespace`: the only one served, or empty for all."""
         self._handles = handles
         self._namespace = namespace
-        self._stop = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop = asyncio.Event()
         self._thread: threading.Thread | None = None
         self.ended: asyncio.Future[None] | None = None
         """Done when watching has ended; with the exception, if it ended by one."""
@@ -151,6 +152,8 @@ class Watcher:
         return ended
 
     async def _watch(self, chosen: kopf.OperatorRegistry) -> None:
+        # an Event of this loop: for one of `threading` kopf would wait in a thread that nothing can interrupt
+        self._loop = asyncio.get_running_loop()
         scope: dict[str, Any] = {"namespaces": [self._namespace]} if self._namespace else {"clusterwide": True}
         await kopf.operator(
             registry=chosen,
@@ -162,7 +165,8 @@ class Watcher:
 
     async def stop(self) -> None:
         """Ends the streams, and waits a while for it."""
-        self._stop.set()
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop.set)
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, STOP_SECONDS)
 

@@ -3,21 +3,24 @@ news told twice, by a restarted operator say, has the same name and is one Event
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from finetune_api.status import AttemptStatus, Condition, FineTuneJobStatus
 
 from finetune_operator.policies.readiness import BLOCKED
-from finetune_operator.reconcile.actions import Announcement
+from finetune_operator.reconcile.actions import Action, Announcement, CreateChild
 from finetune_operator.reconcile.observed import Observed
 
 INTERRUPTIONS = {"Interrupted", "PeerLost", "Lost", "Deleted"}
 
 
-def announcements(seen: Observed, status: FineTuneJobStatus) -> tuple[Announcement, ...]:
-    """Events for the way from the recorded status to `status`."""
+def announcements(seen: Observed, status: FineTuneJobStatus, actions: Sequence[Action]) -> tuple[Announcement, ...]:
+    """Events for the way from the recorded status to `status`, with `actions` carried out."""
     old = seen.conditions
     new = {condition.type: condition for condition in status.conditions or []}
     found = [
         _accepted(old.get("Accepted"), new.get("Accepted"), status),
+        _created(seen, status, actions),
         *_attempts(seen, status),
         _blocked(seen, old.get("PodsReady"), new.get("PodsReady")),
         _suspended(old.get("Suspended"), new.get("Suspended"), status),
@@ -34,6 +37,14 @@ def _accepted(old: Condition | None, new: Condition | None, status: FineTuneJobS
         profile = f"profile {resolved.profile}" if resolved and resolved.profile else "built-in defaults"
         return Announcement("Normal", "Accepted", f"{status.method} with {profile}", "accepted")
     return Announcement("Warning", new.reason, new.message, new.message)
+
+
+def _created(seen: Observed, status: FineTuneJobStatus, actions: Sequence[Action]) -> Announcement | None:
+    for action in actions:
+        if isinstance(action, CreateChild):
+            message = f"Job {seen.identity.name} was created with image {action.snapshot.profile.image}"
+            return Announcement("Normal", "Created", message, f"{status.retries} {status.active_seconds}")
+    return None
 
 
 def _attempts(seen: Observed, status: FineTuneJobStatus) -> list[Announcement]:

@@ -82,7 +82,7 @@ class _Planner:
         return Plan(
             status=status,
             actions=tuple(self.actions),
-            announcements=announcements(self.seen, status),
+            announcements=announcements(self.seen, status, self.actions),
             requeue_after=min((t for t in self.timers if t > 0), default=None),
         )
 
