@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from support import kind
 from support.need import missing, why_no_kind
+from support.operating import ChartRights, Operator, Place
 
 ROOT = Path(__file__).parents[2]
 PORTS = range(17100, 18000, 10)
@@ -71,3 +73,25 @@ def api_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
             capture_output=True,
         )
         yield kubeconfig
+
+
+@pytest.fixture(scope="session")
+def operator(api_server: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    """The operator, at work on that API server with the rights that the chart gives it."""
+    folder = tmp_path_factory.mktemp("operator")
+    port = next(p for p in PORTS if free(p))
+    running = Operator(ChartRights(api_server, folder).path, folder, progress_port=port)
+    running.start()
+    yield running
+    code = running.stop()
+    print(running.log.read_text()[-5000:])
+    assert code == 0, "the operator leaves in order"
+
+
+@pytest.fixture
+def place(api_server: Path, operator: Operator) -> Iterator[Place]:
+    """A namespace and a profile for one test."""
+    found = Place(api_server, f"contract-{secrets.token_hex(4)}")
+    found.make()
+    yield found
+    found.clear()

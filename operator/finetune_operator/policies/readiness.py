@@ -21,6 +21,7 @@ IMAGE = {
 CONFIG = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "PreCreateHookError"}
 CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" (not found|is being deleted|bound to non-existent)')
 ACCOUNT = re.compile(r'serviceaccount "([^"]+)" not found')
+QUOTA = re.compile(r"(exceeded|failed) quota:")
 LONGEST = 2000
 MOUNT_PATIENCE = 8.0
 """Seconds a pod on a node may take to start before its Events are asked for."""
@@ -118,7 +119,7 @@ def _speaks_of_now(warning: Warned, pods: Sequence[PodState]) -> bool:
 
 
 def _of_warning(message: str) -> Readiness:
-    if "exceeded quota" in message:
+    if QUOTA.search(message):
         return no(
             "QuotaExceeded",
             f"{message}. Wait for other pods to end, or ask for a larger ResourceQuota; it goes on by itself then",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from finetune_api.training_run import RunIdentity
 
 from finetune_operator.client import ApiError, ConflictError, ForbiddenError, InvalidError, Kube, Object
-from finetune_operator.policies.readiness import Readiness, no, refused
+from finetune_operator.policies.readiness import QUOTA, Readiness, no, refused
 from finetune_operator.projections import Key, child_state, controller_uid, job_state
 from finetune_operator.reconcile.actions import (
     Action,
@@ -122,7 +122,7 @@ class Applier:
 
 
 def _refusal(resource: Resource, error: ApiError) -> Readiness:
-    if "exceeded quota" in error.message:
+    if QUOTA.search(error.message):
         return refused(error.message)
     return no(
         "PodRejected",

@@ -25,7 +25,7 @@ from finetune_operator.store import Store
 
 logger = logging.getLogger(__name__)
 
-REFUSED_SECONDS = {"WaitingForCleanup": 1.0, "QuotaExceeded": 15.0}
+REFUSED_SECONDS = {"WaitingForCleanup": 1.0, "QuotaExceeded": 15.0, "NameConflict": 10.0}
 REFUSED_DEFAULT_SECONDS = 30.0
 LOOKS = 3
 

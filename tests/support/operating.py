@@ -1,0 +1,226 @@
+"""The operator as a process of its own, with exactly the rights that the chart gives it, and hands to play kubelet."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+
+from support.need import missing
+from support.waiting import Watched, eventually
+
+ROOT = Path(__file__).parents[2]
+SYSTEM = "finetune-system"
+RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
+NOWHERE = {"finetune.dev/test": "nowhere"}
+PORT = re.compile(r"probes and metrics at port (\d+)")
+
+
+class ChartRights:
+    """A kubeconfig whose user is the chart's service account with the chart's RBAC."""
+
+    def __init__(self, admin: Path, folder: Path) -> None:
+        self.path = folder / "operator-kubeconfig"
+        if shutil.which("helm") is None:
+            missing("helm, which renders the operator's RBAC, is not on the PATH")
+        chart = ROOT / "charts/finetune-operator"
+        parts = ["templates/rbac.yaml", "templates/serviceaccount.yaml"]
+        shown = [flag for part in parts for flag in ("--show-only", part)]
+        command = ["helm", "template", "finetune-operator", chart, "--namespace", SYSTEM, "--kube-version", "1.34", *shown]
+        rendered = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        kubectl = ["kubectl", "--kubeconfig", str(admin)]
+        namespace = f"{{apiVersion: v1, kind: Namespace, metadata: {{name: {SYSTEM}}}}}"
+        subprocess.run([*kubectl, "apply", "-f", "-"], input=namespace, text=True, check=True, capture_output=True)
+        subprocess.run([*kubectl, "apply", "-f", "-"], input=rendered, text=True, check=True, capture_output=True)
+        create = [*kubectl, "create", "token", "finetune-operator", "--namespace", SYSTEM, "--duration=2h"]
+        token = subprocess.run(create, check=True, capture_output=True, text=True).stdout.strip()
+        mine = yaml.safe_load(admin.read_text())
+        mine["users"] = [{"name": user["name"], "user": {"token": token}} for user in mine["users"]]
+        self.path.write_text(yaml.safe_dump(mine))
+        self.path.chmod(0o600)
+
+
+@dataclass
+class Operator:
+    """The operator's process; may be killed and started again."""
+
+    kubeconfig: Path
+    folder: Path
+    progress_port: int
+    starts: int = 0
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    def start(self) -> None:
+        self.starts += 1
+        environment = os.environ | {
+            "KUBECONFIG": str(self.kubeconfig),
+            "FINETUNE_OPERATOR_HOST": "127.0.0.1",
+            "FINETUNE_OPERATOR_PORT": "0",
+            "FINETUNE_OPERATOR_LOG_FORMAT": "text",
+            "FINETUNE_OPERATOR_LEASE_NAMESPACE": SYSTEM,
+            "FINETUNE_OPERATOR_POD_NAME": f"operator-{self.starts}",
+            "FINETUNE_OPERATOR_PROGRESS_PORT": str(self.progress_port),
+            "FINETUNE_OPERATOR_PROGRESS_SECONDS": "1",
+            "PYTHONWARNINGS": "ignore",
+        }
+        command = [sys.executable, "-c", "from finetune_operator.main import main; main()"]
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        eventually(lambda: self.get("/readyz"), seconds=60, on=Exception)
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"operator-{self.starts}.log"
+
+    def get(self, path: str) -> str:
+        """What the probe server answers. Raises OSError when it says no, or nothing."""
+        found = PORT.search(self.log.read_text())
+        assert found, "the operator does not listen yet"
+        with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}{path}", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    def kill(self) -> None:
+        """No time for farewells."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM. Returns the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=30)
+
+
+@dataclass
+class Place:
+    """A namespace under the restricted Pod Security Standard, with a profile of its own whose pods fit no node: the
+    test says what becomes of them."""
+
+    kubeconfig: Path
+    name: str
+
+    @cached_property
+    def api(self) -> client.ApiClient:
+        return config.new_client_from_config(str(self.kubeconfig))
+
+    @cached_property
+    def core(self) -> client.CoreV1Api:
+        return client.CoreV1Api(self.api)
+
+    @cached_property
+    def batch(self) -> client.BatchV1Api:
+        return client.BatchV1Api(self.api)
+
+    @cached_property
+    def custom(self) -> client.CustomObjectsApi:
+        return client.CustomObjectsApi(self.api)
+
+    def make(self) -> None:
+        self.core.create_namespace({"metadata": {"name": self.name, "labels": RESTRICTED}})
+        self.make_profile(self.name)
+
+    def clear(self) -> None:
+        self.custom.delete_cluster_custom_object("finetune.dev", "v1alpha1", "finetuneprofiles", self.name)
+        self.core.delete_namespace(self.name)
+
+    def make_profile(self, name: str, **spec: object) -> None:
+        resources = {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": "64Mi"}}
+        body = {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "FineTuneProfile",
+            "metadata": {"name": name},
+            "spec": {"image": "trainer.invalid/none:1", "resources": resources, "nodeSelector": NOWHERE, **spec},
+        }
+        self.custom.create_cluster_custom_object("finetune.dev", "v1alpha1", "finetuneprofiles", body)
+
+    def edit_profile(self, name: str, **spec: object) -> None:
+        where = ("finetune.dev", "v1alpha1", "finetuneprofiles", name)
+        self.custom.patch_cluster_custom_object(*where, {"spec": spec})
+
+    def submit(self, name: str, run_policy: dict[str, Any] | None = None, **spec: object) -> Watched:
+        """Creates a FineTuneJob and follows it."""
+        body = {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "FineTuneJob",
+            "metadata": {"name": name},
+            "spec": {
+                "profileName": self.name,
+                "baseModel": {"uri": "builtin://tiny-shapes"},
+                "method": {"lora": {"prompt": "a photo of sks dog"}},
+                "dataset": {"uri": "s3://pictures/dog/"},
+                "output": {"uri": "s3://models/dog/", "secretRef": {"name": "models"}},
+                **({"runPolicy": run_policy} if run_policy is not None else {}),
+                **spec,
+            },
+        }
+        self.custom.create_namespaced_custom_object("finetune.dev", "v1alpha1", self.name, "finetunejobs", body)
+        return Watched(self.api, self.name, name)
+
+    def edit(self, name: str, **run_policy: object) -> None:
+        where = ("finetune.dev", "v1alpha1", self.name, "finetunejobs", name)
+        self.custom.patch_namespaced_custom_object(*where, {"spec": {"runPolicy": run_policy}})
+
+    def delete(self, name: str) -> None:
+        self.custom.delete_namespaced_custom_object("finetune.dev", "v1alpha1", self.name, "finetunejobs", name)
+
+    def job(self, name: str, seconds: float = 30) -> client.V1Job:
+        """The child Job, once it is there."""
+        return eventually(lambda: self.batch.read_namespaced_job(name, self.name), seconds=seconds, on=ApiException)
+
+    def pods(self, name: str) -> list[client.V1Pod]:
+        return self.core.list_namespaced_pod(self.name, label_selector=f"finetune.dev/job={name}").items
+
+    def pod(self, name: str, other_than: str = "", seconds: float = 60) -> client.V1Pod:
+        """The pod that has not ended, once it is there."""
+
+        def ask() -> client.V1Pod:
+            live = [p for p in self.pods(name) if p.status.phase in ("Pending", "Running")]
+            live = [p for p in live if p.metadata.uid != other_than and not p.metadata.deletion_timestamp]
+            assert live, f"no pod of {name}: {[p.status.phase for p in self.pods(name)]}"
+            return live[0]
+
+        return eventually(ask, seconds=seconds)
+
+    def play_kubelet(self, pod: client.V1Pod, phase: str, state: dict[str, Any], ip: str = "") -> None:
+        """Writes the pod's status as a kubelet would."""
+        container = {
+            "name": "trainer",
+            "image": "none",
+            "imageID": "",
+            "ready": False,
+            "restartCount": 0,
+            "state": state,
+        }
+        status: dict[str, Any] = {"phase": phase, "containerStatuses": [container]}
+        if ip:
+            status |= {"podIP": ip, "podIPs": [{"ip": ip}]}
+        self.core.patch_namespaced_pod_status(pod.metadata.name, self.name, {"status": status})
+
+    def runs(self, pod: client.V1Pod, ip: str = "") -> None:
+        self.play_kubelet(pod, "Running", {"running": {"startedAt": "2026-01-01T00:00:00Z"}}, ip)
+
+    def ends(self, pod: client.V1Pod, code: int, **result: object) -> None:
+        """The container ends, with a termination message if a result is given."""
+        job_uid = pod.metadata.labels["finetune.dev/job-uid"]
+        message = json.dumps({"runUid": job_uid, **result}) if result else ""
+        ended = {"exitCode": code, "reason": "Error" if code else "Completed", "message": message}
+        times = {"startedAt": "2026-01-01T00:00:00Z", "finishedAt": "2026-01-01T00:01:00Z"}
+        self.play_kubelet(pod, "Failed" if code else "Succeeded", {"terminated": {**ended, **times}})
+
+    def events(self, name: str) -> list[client.CoreV1Event]:
+        selector = f"involvedObject.kind=FineTuneJob,involvedObject.name={name}"
+        return self.core.list_namespaced_event(self.name, field_selector=selector).items
