@@ -59,9 +59,14 @@ def train(out: Out, work: Work = Path("tiny-shapes-work"), seed: Seed = 0, steps
 
 
 def finish(pipe: StableDiffusionPipeline, classifier: Path, out: Path) -> None:
-    """Writes the pipeline in float16 and the classifier beside it."""
-    pipe.to(device="cpu", dtype=torch.float16).save_pretrained(out)
+    """Writes the pipeline in float16 and the classifier beside it, readable by all, without this machine's paths."""
+    for part in (pipe.vae, pipe.unet, pipe.text_encoder):
+        part.to(device="cpu", dtype=torch.float16)
+    pipe.vae.register_to_config(_name_or_path="tiny-shapes")
+    pipe.save_pretrained(out)
     save_classifier(load_classifier(classifier), out / "classifier")
+    for file in out.rglob("*.safetensors"):
+        file.chmod(0o644)
 
 
 @app.command()

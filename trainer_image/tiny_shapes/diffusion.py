@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .captions import random_caption
-from .drawing import Shape, draw_shapes
-from .loop import Trainee, device, half_precision, run_stage
+from .drawing import Shape, draw_contents, draw_shapes
+from .loop import Trainee, device, half_precision, rank, run_stage, share, wait_for_all
 from .tokenizer import MAX_TOKENS
 from .vae import encode
 
@@ -61,13 +62,13 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
-def build_scheduler() -> DDPMScheduler:
+def build_scheduler() -> DDIMScheduler:
     """Stable Diffusion's betas, stretched so that the last step is pure noise, with v-prediction.
 
     A small model learns a picture's overall colour at the noisiest steps. With Stable Diffusion 1's schedule those
     still show the colour, so that it would never learn to choose one.
     """
-    return DDPMScheduler(
+    return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -102,9 +103,14 @@ class LatentPictures:
     contents: list[Shape]
 
     @classmethod
-    def encode(cls, vae: AutoencoderKL, count: int, seed: int) -> "LatentPictures":
-        pixels, contents = draw_shapes(count, seed)
-        return cls(*encode(vae, pixels), contents)
+    def of(cls, vae: AutoencoderKL, count: int, seed: int, cache: Path) -> "LatentPictures":
+        """Draws and encodes them, or takes the latents from the cache when they are there."""
+        if not cache.exists() and rank() == 0:
+            means, deviations = encode(vae, draw_shapes(count, seed)[0])
+            torch.save((means.half(), deviations.half()), cache)
+        wait_for_all()
+        means, deviations = torch.load(cache, map_location=device(), weights_only=True)
+        return cls(means.float(), deviations.float(), draw_contents(count, np.random.default_rng([seed, 2])))
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
@@ -118,26 +124,29 @@ def train_diffusion(
 ) -> TextToNoise:
     """Trains UNet and text encoder, keeping their checkpoint in work/diffusion.pt."""
     torch.manual_seed(seed)
-    data = LatentPictures.encode(vae, PICTURES, seed + 2)
+    data = LatentPictures.of(vae, PICTURES, seed + 2, work / "latents.pt")
     model = TextToNoise(build_unet(), build_text_encoder(tokenizer))
     model.to(device(), memory_format=torch.channels_last)
     trainee = Trainee.of(model, [(list(model.parameters()), PEAK_RATE)], ema_decay=0.999)
     scheduler = build_scheduler()
     signal = scheduler.alphas_cumprod.to(device())
 
+    batch = share(BATCH)
+
     def loss_of(step: int) -> Tensor:
-        rng = np.random.default_rng([seed, 20, step])
-        chosen = rng.integers(len(data.contents), size=BATCH)
+        rng = np.random.default_rng([seed, 20, step, rank()])
+        chosen = rng.integers(len(data.contents), size=batch)
         tokens = tokenize(tokenizer, [random_caption(data.contents[i], rng) for i in chosen])
         torch.manual_seed(int(rng.integers(2**31)))
         means, deviations = data.means[chosen], data.deviations[chosen]
         clean = means + deviations * torch.randn_like(means)
         noise = torch.randn_like(clean)
-        # One timestep from each of BATCH equal stretches: every batch has seen the whole schedule.
-        stretch = (torch.arange(BATCH, device=device()) + torch.rand(BATCH, device=device())) / BATCH
+        # One timestep from each of as many equal stretches as pictures: every batch has seen the whole schedule.
+        stretch = (torch.arange(batch, device=device()) + torch.rand(batch, device=device())) / batch
         timesteps = (stretch * len(signal)).long()
         noisy = scheduler.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
-        with half_precision():
+        # The plain attention: on a CPU the flash kernel's backward pass in bf16 takes three times as long.
+        with half_precision(), sdpa_kernel(SDPBackend.MATH):
             predicted = model(noisy, timesteps, tokens)
         error = (predicted.float() - scheduler.get_velocity(clean, noise, timesteps)).square().mean(dim=(1, 2, 3))
         snr = signal[timesteps] / (1 - signal[timesteps])
@@ -172,12 +181,7 @@ def pipeline(
 def paint(
     pipe: StableDiffusionPipeline, prompts: list[str], seed: int, steps: int = 20, guidance: float = 3.0
 ) -> np.ndarray:
-    """Pictures for the prompts by DDIM; picture i's noise depends on (seed, i) alone. uint8 [N, 64, 64, 3]."""
-    pipe = StableDiffusionPipeline(
-        **{**pipe.components, "scheduler": DDIMScheduler.from_config(pipe.scheduler.config)},
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
+    """Pictures for the prompts; picture i depends on (seed, i, prompt) alone. uint8 [N, 64, 64, 3]."""
     done = []
     for start in range(0, len(prompts), 64):
         part = prompts[start : start + 64]

@@ -191,8 +191,13 @@ def draw_assemblies(count: int, seed: int) -> Pixels:
     return np.stack([draw_assembly(rng) for _ in range(count)])
 
 
+def draw_contents(count: int, rng: np.random.Generator) -> list[Shape]:
+    """What that many random pictures show."""
+    return [random_shape(rng) for _ in range(count)]
+
+
 def draw_shapes(count: int, seed: int) -> tuple[Pixels, list[Shape]]:
     """Random captioned shapes. Returns uint8 [count, 64, 64, 3] and what each shows."""
     rng = np.random.default_rng([seed, 2])
-    contents = [random_shape(rng) for _ in range(count)]
+    contents = draw_contents(count, rng)
     return np.stack([draw_shape(content, rng) for content in contents]), contents

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from .drawing import OVERSAMPLING, Pixels, draw_assembly, draw_shape, pick_colours, random_shape, render
 from .faces import SUBJECT_FACE, draw_face, draw_subject, random_face
-from .loop import Trainee, batches, device, half_precision, run_stage
+from .loop import Trainee, batches, device, half_precision, rank, run_stage, share
 from .vae import to_pixels, to_signed
 
 SHAPE_COUNT, SUBJECT_COUNT, NONE_COUNT = 12_000, 2_000, 4_000
@@ -107,8 +107,8 @@ def train_classifier(work: Path, vae: AutoencoderKL, seed: int) -> Classifier:
     trainee = Trainee.of(classifier, [(list(classifier.parameters()), PEAK_RATE)], ema_decay=0.998)
 
     def loss_of(step: int) -> Tensor:
-        rng = np.random.default_rng([seed, 31, step])
-        chosen = rng.integers(len(data.pixels), size=BATCH)
+        rng = np.random.default_rng([seed, 31, step, rank()])
+        chosen = rng.integers(len(data.pixels), size=share(BATCH))
         source = decoded if rng.random() < 0.8 else data.pixels
         torch.manual_seed(int(rng.integers(2**31)))
         signed = roughened(to_signed(source[chosen]), rng)

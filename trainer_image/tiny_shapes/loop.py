@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
@@ -23,6 +24,43 @@ def half_precision() -> AbstractContextManager[Any]:
     where = device()
     capable = where.type == "cuda" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return torch.autocast(where.type, dtype=torch.bfloat16, enabled=capable)
+
+
+def join_workers() -> None:
+    """Under torchrun, makes this process one of several that share each batch; otherwise does nothing.
+
+    On a CPU several processes of one thread each beat one process of several threads as soon as anything else runs on
+    the machine: they wait for one another once a step, not in every operator.
+    """
+    if dist.is_torchelastic_launched() and not dist.is_initialized():
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo")
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def share(batch: int) -> int:
+    """This process's part of a batch."""
+    return batch // (dist.get_world_size() if dist.is_initialized() else 1)
+
+
+def wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def average_gradients(module: nn.Module) -> None:
+    """Makes each gradient the mean over all processes."""
+    if not dist.is_initialized():
+        return
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view(gradient.shape))
 
 
 def learning_rate(step: int, total: int, peak: float, decay_share: float = 0.4) -> float:
@@ -93,10 +131,12 @@ def run_stage(
 ) -> None:
     """Trains until `steps`, from the checkpoint where there is one, and leaves the moving average in the module.
 
-    loss_of(step) draws its batch from the step alone, so that a resumed run sees what an unbroken one would.
+    loss_of(step) draws this process's share of the batch from the step and the rank alone, so that a resumed run sees
+    what an unbroken one would.
     watch(step) is called with the moving average in place at each checkpoint; its words are printed.
     """
     first = trainee.load(checkpoint) if checkpoint.exists() else 0
+    wait_for_all()
     smooth: float | None = None
     with _progress() as progress:
         task = progress.add_task(name, total=steps, completed=first, note="")
@@ -105,13 +145,14 @@ def run_stage(
                 group["lr"] = learning_rate(step, steps, peak)
             loss = loss_of(step)
             loss.backward()
+            average_gradients(trainee.module)
             nn.utils.clip_grad_norm_(trainee.module.parameters(), 1.0)
             trainee.optimizer.step()
             trainee.optimizer.zero_grad(set_to_none=True)
             trainee.average.update(trainee.module, step)
             smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
             progress.update(task, completed=step + 1, note=f"loss {smooth:.4f}")
-            if (step + 1) % CHECKPOINT_EVERY == 0:
+            if (step + 1) % CHECKPOINT_EVERY == 0 and rank() == 0:
                 trainee.save(checkpoint, step + 1)
                 words = f"{name} step {step + 1}: loss {smooth:.4f}"
                 if watch is not None:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from .drawing import Pixels, draw_assemblies, draw_shapes
 from .faces import draw_faces
-from .loop import Trainee, batches, device, half_precision, run_stage
+from .loop import Trainee, batches, device, half_precision, rank, run_stage, share
 
 ASSEMBLIES = 24_000
 SHAPES = 12_000
@@ -87,8 +87,8 @@ def train_vae(work: Path, seed: int) -> AutoencoderKL:
     trainee = Trainee.of(vae, [(list(vae.parameters()), PEAK_RATE)], ema_decay=0.998)
 
     def loss_of(step: int) -> Tensor:
-        rng = np.random.default_rng([seed, 10, step])
-        chosen = pictures[rng.integers(len(pictures), size=BATCH)]
+        rng = np.random.default_rng([seed, 10, step, rank()])
+        chosen = pictures[rng.integers(len(pictures), size=share(BATCH))]
         truth = to_signed(chosen)
         torch.manual_seed(int(rng.integers(2**31)))
         with half_precision():
