@@ -13,9 +13,9 @@ help: ## What can be made
 
 venv: $(READY) ## The virtual environment .venv (3 minutes the first time)
 $(READY): pyproject.toml
-	@$(STEP) "virtual environment in $(VENV)" $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || $(STEP) "virtual environment in $(VENV), of $$($(PYTHON) --version)" $(PYTHON) -m venv $(VENV)
 	@$(STEP) "installing the project and what it needs (the first time 3 minutes)" \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[operator,trainer,dev]'
+	  $(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[operator,trainer,dev]'
 	@touch $@
 
 demo: venv ## Fine-tunes the example subject on this machine, without a cluster (3 minutes on 2 cores)

@@ -136,6 +136,28 @@ def test_no_rule_has_a_wildcard_or_reads_secrets(everything: list[Manifest]) -> 
         assert not {"escalate", "bind", "impersonate", "deletecollection"} & set(rule["verbs"])
 
 
+def test_the_operator_may_do_what_it_does_and_no_more(everything: list[Manifest]) -> None:
+    granted = {
+        f"{group or 'core'}/{resource}": " ".join(rule["verbs"])
+        for kind, rule in rules(everything)
+        if kind == "ClusterRole"
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    assert granted == {
+        "finetune.dev/finetuneprofiles": "get list watch",
+        "finetune.dev/finetunejobs": "get list watch delete",
+        "finetune.dev/finetunejobs/status": "patch",
+        "finetune.dev/finetunejobs/finalizers": "update",
+        "batch/jobs": "get list watch create patch delete",
+        "core/pods": "get list watch",
+        "core/services": "get create",
+        "core/configmaps": "get create delete",
+        "core/events": "list watch",
+        "events.k8s.io/events": "create",
+    }
+
+
 def test_one_namespace_needs_no_right_beyond_it() -> None:
     manifests = render("--set", "watchNamespace=team-a")
     cluster_wide = [rule for kind, rule in rules(manifests) if kind == "ClusterRole"]

@@ -24,12 +24,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{- /* What the operator may do with the objects of the namespaces it serves. It has no right to read Secrets. */ -}}
 {{- define "finetune-operator.rules" -}}
+# Deleted when their TTL has passed.
 - apiGroups: [finetune.dev]
   resources: [finetunejobs]
-  verbs: [get, list, watch]
+  verbs: [get, list, watch, delete]
 - apiGroups: [finetune.dev]
   resources: [finetunejobs/status]
-  verbs: [get, patch, update]
+  verbs: [patch]
 # Needed to set an owner reference that blocks deletion, where the API server checks that (OpenShift does).
 - apiGroups: [finetune.dev]
   resources: [finetunejobs/finalizers]
@@ -39,16 +40,19 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
   resources: [jobs]
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
-  resources: [configmaps, services]
-  verbs: [get, list, watch, create, patch, delete]
-- apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, delete]
-# Warning events say why nothing is running; the operator's own ones report transitions.
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [services]
+  verbs: [get, create]
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [get, create, delete]
+# Warning Events of Jobs and pods say why nothing is running.
 - apiGroups: [""]
   resources: [events]
-  verbs: [list, watch, create, patch]
+  verbs: [list, watch]
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [list, watch, create, patch]
+  verbs: [create]
 {{- end }}
