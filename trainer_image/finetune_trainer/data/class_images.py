@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from finetune_api.methods import ClassImagesSpec, PriorPreservationSpec
 
 from finetune_trainer.data.draw import Purpose, draw
+from finetune_trainer.data.whole_files import write_whole
 from finetune_trainer.errors import Interrupted
 from finetune_trainer.families.base import Family
 from finetune_trainer.telemetry.listener import Listener
@@ -64,7 +66,7 @@ def ensure_class_images(
     key = json.dumps(class_images_key(family, prior, seed, resolution), sort_keys=True, indent=1)
     folder = cache_dir / "class-images" / hashlib.sha256(key.encode()).hexdigest()[:32]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "key.json").write_text(key)
+    write_whole(folder / "key.json", lambda file: file.write_text(key))
     paths = [folder / f"{index:05d}.png" for index in range(spec.count)]
     missing = [index for index, path in enumerate(paths) if not path.is_file()]
     side = resolution // family.pixels_per_latent
@@ -84,8 +86,6 @@ def ensure_class_images(
             spec.guidance_scale,
         )
         for index, picture in zip(batch, pictures, strict=True):
-            half_written = paths[index].with_suffix(".tmp")
-            picture.save(half_written, format="PNG")
-            half_written.replace(paths[index])
+            write_whole(paths[index], partial(picture.save, format="PNG"))
     listener.work(spec.count, spec.count, WHAT)
     return paths

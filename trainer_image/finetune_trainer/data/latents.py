@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune_trainer.data.draw import crop_offsets
 from finetune_trainer.data.pictures import Picture, PictureSet, to_pixels
+from finetune_trainer.data.whole_files import write_whole
 from finetune_trainer.families.base import Family, Moments
 
 CENTRE = (0.5, 0.5)
@@ -69,9 +70,8 @@ class Latents:
         except (FileNotFoundError, SafetensorError, KeyError):
             # none yet, or left behind by a full disk: made anew
             moments = self._encode(picture, offsets, flip)
-        half_written = path.with_suffix(f".{id(self):x}.tmp")
-        save_file({"mean": moments.mean, "logvar": moments.logvar}, half_written)
-        half_written.replace(path)
+        tensors = {"mean": moments.mean, "logvar": moments.logvar}
+        write_whole(path, lambda file: save_file(tensors, file))
         return moments
 
     def _encode(self, picture: Picture, offsets: tuple[float, float], flip: bool) -> Moments:

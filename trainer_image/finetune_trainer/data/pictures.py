@@ -116,7 +116,8 @@ def to_pixels(image: Image.Image, resolution: int, offsets: tuple[float, float],
     side = min(image.size)
     left = round(offsets[0] * (image.width - side))
     top = round(offsets[1] * (image.height - side))
-    square = image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    # cropped first: a box given to resize lets the filter look over its edges
+    square = image.crop((left, top, left + side, top + side)).resize((resolution, resolution), Image.Resampling.LANCZOS)
     if flip:
         square = ImageOps.mirror(square)
     values = torch.from_numpy(np.array(square, dtype=np.uint8)).float()

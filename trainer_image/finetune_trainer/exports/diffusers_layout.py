@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,22 @@ def write_adapter(family: Family, weights: AdapterWeights, folder: Path, dtype: 
         layers[f"{part}_lora_layers"] = {key: _plain(tensor, dtype) for key, tensor in tensors.items()}
         layers[f"{part}_lora_adapter_metadata"] = dict(weights.config[part])
     family.pipeline().save_lora_weights(folder, safe_serialization=True, **layers)
+    for path in folder.glob("*.safetensors"):
+        sort_metadata(path)
+
+
+def sort_metadata(path: Path) -> None:
+    """Puts the entries of a safetensors header's metadata in order. The library writes them in an order that differs
+    from process to process, and the same training should give the same bytes."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > size:
+            raise ValueError(f"{path.name}: the header grew from {size} to {len(text)} bytes when it was put in order")
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def write_pipeline(family: Family, folder: Path, dtype: Dtype) -> None:

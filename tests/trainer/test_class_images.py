@@ -1,0 +1,95 @@
+"""Class pictures: picture i depends on the key and on i alone, and nothing is drawn twice."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from finetune_api.methods import PriorPreservationSpec
+from finetune_trainer.data.class_images import class_images_key, ensure_class_images
+from finetune_trainer.errors import Interrupted
+from finetune_trainer.families import Family, load_family
+from PIL import Image
+from support.tiny_sd import build_tiny_sd
+from support.training import Memory
+
+
+@pytest.fixture(scope="module")
+def family(tiny_sd: Path) -> Family:
+    return load_family(tiny_sd, torch.device("cpu"))
+
+
+def prior(prompt: str = "dog", **changes: object) -> PriorPreservationSpec:
+    settings = {"count": 3, "inferenceSteps": 2, "guidanceScale": 3.0, "batchSize": 2} | changes
+    return PriorPreservationSpec.model_validate({"classPrompt": prompt, "classImages": settings})
+
+
+def make(family: Family, spec: PriorPreservationSpec, folder: Path, seed: int = 0) -> list[Path]:
+    return ensure_class_images(family, spec, seed, 16, folder, Memory(), lambda: False)
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path), np.int16)
+
+
+def test_a_hundred_are_the_first_of_two_hundred(family: Family, tmp_path: Path) -> None:
+    few = make(family, prior(count=3), tmp_path / "few")
+    many = make(family, prior(count=6), tmp_path / "many")
+    assert few[0].parent.name == many[0].parent.name
+    for one, other in zip(few, many, strict=False):
+        assert np.abs(pixels(one) - pixels(other)).max() <= 1  # the last batch of `few` was a smaller one
+    assert len({path.read_bytes() for path in many}) == 6
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 7])
+def test_the_batch_size_changes_nothing_but_rounding(batch: int, family: Family, tmp_path: Path) -> None:
+    alone = make(family, prior(count=5, batchSize=1), tmp_path / "alone")
+    together = make(family, prior(count=5, batchSize=batch), tmp_path / "together")
+    for one, other in zip(alone, together, strict=True):
+        assert np.abs(pixels(one) - pixels(other)).max() <= 1
+
+
+def test_a_stopped_generation_goes_on(family: Family, tmp_path: Path) -> None:
+    spec, calls = prior(count=5), iter([False, False, True])
+    with pytest.raises(Interrupted, match="stopped after 4 of 5 class pictures; they are kept"):
+        ensure_class_images(family, spec, 0, 16, tmp_path, Memory(), lambda: next(calls))
+    (folder,) = (tmp_path / "class-images").iterdir()
+    kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.png")}
+    assert sorted(kept) == ["00000.png", "00001.png", "00002.png", "00003.png"]
+    (folder / "00001.png").unlink()  # a hole is filled
+    listener = Memory()
+    paths = ensure_class_images(family, spec, 0, 16, tmp_path, listener, lambda: False)
+    assert [path.name for path in paths] == [f"{index:05d}.png" for index in range(5)]
+    assert all(path.is_file() for path in paths)
+    untouched = ("00000.png", "00002.png", "00003.png")
+    assert all((folder / name).stat().st_mtime_ns == kept[name] for name in untouched)
+    assert listener.done == [(3, 5), (5, 5)]
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_what_is_part_of_the_key(family: Family, tmp_path: Path) -> None:
+    """Whatever changes the pictures is in it; how many and how many at once is not."""
+    base = class_images_key(family, prior(), 0, 16)
+    assert class_images_key(family, prior(count=9, batchSize=7), 0, 16) == base
+    other_model = load_family(build_tiny_sd(tmp_path / "model", seed=1), torch.device("cpu"))
+    others = [
+        class_images_key(other_model, prior(), 0, 16),
+        class_images_key(family, prior("cat"), 0, 16),
+        class_images_key(family, prior(negativePrompt="blur"), 0, 16),
+        class_images_key(family, prior(inferenceSteps=3), 0, 16),
+        class_images_key(family, prior(guidanceScale=4.0), 0, 16),
+        class_images_key(family, prior(), 1, 16),
+        class_images_key(family, prior(), 0, 32),
+    ]
+    assert all(other != base for other in others)
+    assert set(base) == {
+        "generator",
+        "model",
+        "prompt",
+        "negativePrompt",
+        "sampler",
+        "inferenceSteps",
+        "guidanceScale",
+        "resolution",
+        "seed",
+    }

@@ -1,0 +1,131 @@
+"""Base models: which load, and what is said of those that do not."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from finetune_trainer.errors import DataError
+from finetune_trainer.families import Moments, load_family
+from safetensors.torch import load_file, save_file
+from support.tiny_sd import build_tiny_sd
+
+CPU = torch.device("cpu")
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def drop_a_tensor(file: Path) -> None:
+    tensors = load_file(file)
+    tensors.pop(sorted(tensors)[0])
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
+    ("no index", lambda m: (m / "model_index.json").unlink(), r"has no model_index\.json; give a model in Diffusers"),
+    ("index is no JSON", lambda m: (m / "model_index.json").write_text("{"), r"model_index\.json is not a JSON object"),
+    (
+        "another kind",
+        lambda m: edit(m / "model_index.json", _class_name="FluxPipeline"),
+        "is a FluxPipeline; these can be fine-tuned: StableDiffusionPipeline",
+    ),
+    ("no vae", lambda m: shutil.rmtree(m / "vae"), "has no vae/; it must have unet, vae, text_encoder, tokenizer"),
+    (
+        "pickle only",
+        lambda m: (m / UNET).rename(m / UNET.replace("safetensors", "bin")),
+        "only safetensors weights are",
+    ),
+    ("weights cut off", lambda m: (m / UNET).write_bytes((m / UNET).read_bytes()[:5000]), "unet/ of .* cannot be read"),
+    ("tensor missing", lambda m: drop_a_tensor(m / UNET), "unet/ of .* cannot be read: 1 tensors are missing"),
+    (
+        "text encoder lacks a tensor",
+        lambda m: drop_a_tensor(m / "text_encoder/model.safetensors"),
+        "text_encoder/ of .* cannot be read: 1 tensors are missing",
+    ),
+    (
+        "predicts pictures",
+        lambda m: edit(m / "scheduler/scheduler_config.json", prediction_type="sample"),
+        "says prediction_type sample; these can be trained: epsilon, v_prediction",
+    ),
+    (
+        "not a scheduler",
+        lambda m: edit(m / "scheduler/scheduler_config.json", _class_name="DiffusionPipeline"),
+        "scheduler/ of .* cannot be read: DiffusionPipeline is not a scheduler",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "damage", "message"), BROKEN, ids=[row[0] for row in BROKEN])
+def test_broken_models_are_refused(
+    name: str, damage: Callable[[Path], object], message: str, tiny_sd: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(tiny_sd, tmp_path / "model"))
+    damage(model)
+    with pytest.raises(DataError, match=f"^baseModel: .*{message}"):
+        load_family(model, CPU)
+
+
+def test_what_a_model_says_of_itself(tiny_sd: Path) -> None:
+    family = load_family(tiny_sd, CPU)
+    assert (family.resolution, family.pixels_per_latent, family.latent_channels, family.timesteps) == (16, 2, 4, 1000)
+    assert sorted(family.digests) == ["scheduler", "text_encoder", "tokenizer", "unet", "vae"]
+    assert family.sampler["name"] == "DPMSolverMultistepScheduler"
+    assert family.tokenize(["a", "b c"]).shape == (2, 24)
+    assert family.encode_text(family.tokenize(["a"])).embeddings.shape == (1, 24, 24)
+    assert not any(value.requires_grad for part in family.parts.values() for value in part.parameters())
+
+
+def test_the_digest_follows_the_contents(tiny_sd: Path, tmp_path: Path) -> None:
+    copied = load_family(Path(shutil.copytree(tiny_sd, tmp_path / "elsewhere")), CPU)
+    other = load_family(build_tiny_sd(tmp_path / "other", seed=1), CPU)
+    assert copied.digest == load_family(tiny_sd, CPU).digest != other.digest
+    assert copied.digests["tokenizer"] == other.digests["tokenizer"]
+
+
+def test_text_encoders_saved_by_newer_libraries_are_read_whole(tiny_sd: Path, tmp_path: Path) -> None:
+    """Their keys lack `text_model.`; read as they stand, every weight would be a random one."""
+    model = Path(shutil.copytree(tiny_sd, tmp_path / "model"))
+    file = model / "text_encoder" / "model.safetensors"
+    flat = {key.removeprefix("text_model."): value for key, value in load_file(file).items()}
+    save_file(flat, file, metadata={"format": "pt"})
+    old, new = load_family(tiny_sd, CPU), load_family(model, CPU)
+    ids = old.tokenize(["a dog"])
+    assert torch.equal(old.encode_text(ids).embeddings, new.encode_text(ids).embeddings)
+
+
+def test_models_that_come_in_fp16_only(tmp_path: Path) -> None:
+    plain = load_family(build_tiny_sd(tmp_path / "plain"), CPU)
+    half = load_family(build_tiny_sd(tmp_path / "half", variant="fp16"), CPU)
+    for name, part in plain.parts.items():
+        for one, other in zip(part.parameters(), half.parts[name].parameters(), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_latents_are_samples_of_the_posterior(tiny_sd: Path) -> None:
+    family = load_family(tiny_sd, CPU)
+    moments = family.encode_image(torch.linspace(-1, 1, 3 * 16 * 16).view(1, 3, 16, 16))
+    assert moments.mean.shape == moments.logvar.shape == (1, 4, 8, 8)
+    certain = Moments(moments.mean, torch.full_like(moments.logvar, -60))
+    noise = torch.ones_like(moments.mean)
+    torch.testing.assert_close(family.latents(certain, noise), 0.5 * moments.mean)
+    doubled = Moments(torch.zeros_like(moments.mean), torch.full_like(moments.logvar, 2 * 0.6931472))
+    torch.testing.assert_close(family.latents(doubled, noise), noise)
+
+
+def test_zero_terminal_snr(tmp_path: Path) -> None:
+    """The last timestep is noise alone, and such a model is drawn with by the sampler made for it."""
+    model = build_tiny_sd(tmp_path, prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    family = load_family(model, CPU)
+    latents, noise = torch.full((1, 4, 8, 8), 9.0), torch.ones(1, 4, 8, 8)
+    last = torch.tensor([999])
+    torch.testing.assert_close(family.add_noise(latents, noise, last), noise, atol=1e-3, rtol=0)
+    torch.testing.assert_close(family.target(latents, noise, last), -latents, atol=1e-3, rtol=0)
+    assert family.sampler["name"] == "DDIMScheduler"
+    assert family.sampler["timestep_spacing"] == "trailing"
+    (picture,) = family.draw(["a"], [""], torch.zeros(1, 4, 8, 8), 3, 5.0)
+    assert picture.size == (16, 16)
