@@ -147,7 +147,7 @@ def test_a_model_without_safetensors_is_refused(server: Hub, tmp_path: Path) -> 
     del server.files["vae/diffusion_pytorch_model.safetensors"]
     assert fetch(server, tmp_path) == {
         "error": f"spec.baseModel.uri is hf://{REPO} (commit {COMMIT}): its vae is not there as safetensors; choose a "
-        "model that has them",
+        "model that has all parts so",
         "code": 65,
     }
     assert server.asked_for == []
@@ -156,6 +156,12 @@ def test_a_model_without_safetensors_is_refused(server: Hub, tmp_path: Path) -> 
 def test_a_hub_that_fails_may_work_later(server: Hub, tmp_path: Path) -> None:
     server.failing = True
     assert fetch(server, tmp_path) == {"error": f"the Hub failed on hf://{REPO} (500)", "code": 1}
+
+
+def test_half_precision_is_taken_where_there_is_nothing_else() -> None:
+    names = ["model_index.json", *(f"{part}/model.fp16.safetensors" for part in ("unet", "vae", "text_encoder"))]
+    assert wanted_files(names) == sorted(names)
+    assert "unet/model.fp16.safetensors" not in wanted_files([*names, *(n.replace(".fp16", "") for n in names)])
 
 
 def test_a_single_file_model_is_no_pipeline() -> None:

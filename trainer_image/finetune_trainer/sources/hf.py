@@ -26,30 +26,30 @@ from finetune_trainer.errors import ConfigurationError, DataError, RunError
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 WEIGHTED = ("unet", "vae", "text_encoder")
 DOWNLOADS = 4
-# model.safetensors and its shards, not model.fp16.safetensors or diffusion_pytorch_model.non_ema.safetensors
-PLAIN_WEIGHTS = re.compile(r"^[^.]+\.safetensors(\.index\.json)?$")
+# model.safetensors and its shards, not diffusion_pytorch_model.non_ema.safetensors; half precision is second choice
+WEIGHTS = (r"[^.]+\.safetensors(\.index\.json)?", r"[^.]+\.fp16\.safetensors")
 
 
 def wanted_files(names: Sequence[str]) -> list[str]:
-    """Of a repository's files, those of a Diffusers pipeline: JSON, the tokenizer's text, plain safetensors.
+    """Of a repository's files, those of a Diffusers pipeline: JSON, the tokenizer's text, one set of safetensors.
 
     Raises:
         DataError: it is no Diffusers pipeline, or its weights are not there as safetensors.
     """
     if "model_index.json" not in names:
         raise DataError("it has no model_index.json, so it is not in Diffusers' layout; choose one that is")
-    wanted = ["model_index.json"]
-    for name in names:
-        path = PurePosixPath(name)
-        if len(path.parts) != 2 or path.parts[0] not in COMPONENTS:
-            continue
-        is_weights = ".safetensors" in path.name
-        if PLAIN_WEIGHTS.match(path.name) or (not is_weights and path.suffix in (".json", ".txt")):
-            wanted.append(name)
-    for component in WEIGHTED:
-        if not any(n.startswith(f"{component}/") and n.endswith(".safetensors") for n in wanted):
-            raise DataError(f"its {component} is not there as safetensors; choose a model that has them")
-    return sorted(wanted)
+    paths = [path for path in map(PurePosixPath, names) if len(path.parts) == 2 and path.parts[0] in COMPONENTS]
+    texts = [path for path in paths if path.suffix in (".json", ".txt") and ".safetensors" not in path.name]
+    for pattern in WEIGHTS:
+        weights = [path for path in paths if re.fullmatch(pattern, path.name)]
+        absent = set(WEIGHTED) - {path.parts[0] for path in weights}
+        if not absent:
+            return sorted(["model_index.json", *map(str, texts + weights)])
+    whole = {path.parts[0] for path in paths if re.fullmatch(WEIGHTS[0], path.name)}
+    raise DataError(
+        f"its {', '.join(c for c in WEIGHTED if c not in whole)} is not there as safetensors; choose a model that has "
+        "all parts so"
+    )
 
 
 def fetch_from_hub(

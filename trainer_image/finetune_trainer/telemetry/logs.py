@@ -64,6 +64,7 @@ class LogListener:
 
     def stage(self, name: Stage) -> None:
         log.info("%s", WORDS[name], extra={"stage": name})
+        self._last_line = -SECONDS_BETWEEN_LINES  # the first step of a stage is always told
 
     def resumed(self, step: int) -> None:
         log.info("going on from the checkpoint of step %d", step, extra={"step": step})
