@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,29 @@ def test_damaged_checkpoints_are_passed_over(tiny_sd: Path, pictures: Path, tmp_
     assert Checkpoints(folder, None, "", "another run", "x", 2).latest() is None
     _, outcome = train_once(run, tiny_sd, pictures, tmp_path)
     assert outcome.resumed_from_step == 4
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_checkpoints_of_another_run_do_not_push_out_new_ones(
+    keep: int, tiny_sd: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Such as when a file was edited and is run again in the same place."""
+    run, store = run_for("lora"), FileStore(tmp_path / "store")
+    train_once(run, tiny_sd, pictures, tmp_path, stops_after(6), store=store)
+    found = Checkpoints(tmp_path / "checkpoints", store, "checkpoints/", "run", "x", 2).latest()
+    assert found is not None
+    edited = Checkpoints(tmp_path / "checkpoints", store, "checkpoints/", "edited", "x", keep)
+    assert edited.latest() is None
+    for step in (1, 2):
+        edited.save(step, replace(found[1], step=step))
+        newest = edited.latest()
+        assert newest is not None
+        assert newest[0] == step
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["00000001", "00000002"][-keep:]
+    elsewhere = Checkpoints(tmp_path / "elsewhere", store, "checkpoints/", "edited", "y", keep).latest()
+    assert elsewhere is not None
+    assert elsewhere[0] == 2
 
 
 def test_in_the_store_a_checkpoint_counts_when_its_manifest_is_there(

@@ -49,8 +49,11 @@ class Checkpoints:
             shutil.rmtree(leftover, ignore_errors=True)
         write_checkpoint(half_written, state, self._run, self._attempt)
         half_written.rename(folder)
-        for old in self._local()[self._keep :]:
-            shutil.rmtree(old)
+        whole = [path for path in self._local() if self._is_ours(_bytes(path / MANIFEST))]
+        for old in self._local():
+            # what is damaged or of another run can never be used, and must not push out what can
+            if old not in whole[: self._keep]:
+                shutil.rmtree(old)
         if self._store is not None:
             self._upload(self._store, folder, f"{self._prefix}{name}-{self._attempt}/")
 
@@ -76,6 +79,12 @@ class Checkpoints:
         if self._store is not None:
             self._store.delete([stored.key for stored in self._store.list(self._prefix)])
 
+    def _is_ours(self, manifest: bytes | None) -> bool:
+        try:
+            return manifest is not None and bool(read_manifest(manifest, self._run))
+        except BadCheckpoint:
+            return False
+
     def _local(self) -> list[Path]:
         """Folders of checkpoints on this machine, newest first."""
         if not self._dir.is_dir():
@@ -96,7 +105,7 @@ class Checkpoints:
         for path in files:
             store.put_file(prefix + path.name, path)
         remote = self._remote(store)
-        whole = [name for name, keys in remote.items() if name + MANIFEST in keys]
+        whole = [name for name in remote if self._is_ours(store.get_bytes(name + MANIFEST))]
         for old in whole[self._keep :]:
             # manifest first: a checkpoint that is half removed must not look whole
             store.delete([old + MANIFEST])
@@ -114,3 +123,7 @@ class Checkpoints:
             store.get_file(prefix + file, half_written / file)
         (half_written / MANIFEST).write_bytes(data)
         half_written.rename(folder)
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None

@@ -8,17 +8,15 @@ from finetune_trainer.families.base import Cond, Family
 
 
 class TextCache:
-    """Conditioning by token ids, so that prompts that differ only in what the tokenizer drops share one entry."""
+    """The conditioning of each prompt of this run. Prompts are few and encoding is quick: nothing goes to disk."""
 
     def __init__(self, family: Family) -> None:
         self._family = family
-        self._kept: dict[tuple[int, ...], Cond] = {}
+        self._kept: dict[str, Cond] = {}
 
     @torch.no_grad()
     def get(self, prompt: str) -> Cond:
         """One row, on the family's device."""
-        token_ids = self._family.tokenize([prompt])
-        key = tuple(token_ids[0].tolist())
-        if key not in self._kept:
-            self._kept[key] = self._family.encode_text(token_ids)
-        return self._kept[key]
+        if prompt not in self._kept:
+            self._kept[prompt] = self._family.encode_text(self._family.tokenize([prompt]))
+        return self._kept[prompt]

@@ -3,6 +3,7 @@ bottom."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,8 @@ def train(
     """
     spec = run.training
     if spec.deterministic:
+        # torch refuses cuBLAS without it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     classes = PictureSet.of(class_pictures, "class pictures")
     method = make_method(run.method, spec.seed)
