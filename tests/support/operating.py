@@ -39,7 +39,17 @@ class ChartRights:
         chart = ROOT / "charts/finetune-operator"
         parts = ["templates/rbac.yaml", "templates/serviceaccount.yaml"]
         shown = [flag for part in parts for flag in ("--show-only", part)]
-        command = ["helm", "template", "finetune-operator", chart, "--namespace", SYSTEM, "--kube-version", "1.34", *shown]
+        command = [
+            "helm",
+            "template",
+            "finetune-operator",
+            chart,
+            "--namespace",
+            SYSTEM,
+            "--kube-version",
+            "1.34",
+            *shown,
+        ]
         rendered = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         kubectl = ["kubectl", "--kubeconfig", str(admin)]
         namespace = f"{{apiVersion: v1, kind: Namespace, metadata: {{name: {SYSTEM}}}}}"

@@ -23,7 +23,8 @@ def phase_of(conditions: Mapping[str, Condition], started: bool) -> Phase:
         return "Suspended"
     if not true("Accepted") or not started:
         return "Pending"
-    if true("PodsReady"):
+    suspending = "Suspended" in conditions and conditions["Suspended"].reason == "Suspending"
+    if true("PodsReady") or suspending:
         return "Running"
     ready = conditions.get("PodsReady")
     return "Starting" if ready is not None and ready.reason in STARTING else "Pending"

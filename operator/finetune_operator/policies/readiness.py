@@ -96,7 +96,7 @@ def _of_pod(pod: PodState, mount_failure: str) -> Readiness:
             )
         return no(
             "Unschedulable",
-            f"no node takes pod {pod.key.name}: {pod.unschedulable} The FineTuneProfile's resources, nodeSelector "
+            f"no node takes pod {pod.key.name}: {pod.unschedulable.rstrip('. ')}. The FineTuneProfile's resources, nodeSelector "
             "and tolerations decide which nodes fit.",
         )
     if pod.waiting_reason in IMAGE:

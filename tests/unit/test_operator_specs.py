@@ -1,0 +1,112 @@
+"""The children, to the byte: golden files for what the API server gets. `UPDATE_GOLDEN=1` writes them anew."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from finetune_api.training_run import TrainingRun
+from finetune_operator.projections import child_state, controller_uid
+from finetune_operator.specs.configmap import Snapshot, snapshot_config_map, snapshot_in
+from finetune_operator.specs.job import training_job
+from finetune_operator.specs.service import headless_service
+from finetune_operator.specs.volumes import claim_of
+from support.observations import IDENTITY, UID, profile, snapshot, spec
+
+GOLDEN = Path(__file__).parent / "golden"
+
+PLAIN = snapshot()
+FULL = snapshot(
+    spec(
+        baseModel={"uri": "pvc://models/sd15", "secretRef": {"name": "hub"}},
+        method={"dreamBooth": {"prompt": "a photo of sks dog"}},
+        dataset={"uri": "pvc://pictures/dog", "secretRef": {"name": "pictures"}},
+        serviceAccountName="identity",
+    ),
+    (
+        profile(
+            default=True,
+            imagePullPolicy="Always",
+            imagePullSecrets=["registry"],
+            resources={"requests": {"cpu": "4"}, "limits": {"nvidia.com/gpu": "1"}},
+            nodeSelector={"gpu": "h200"},
+            tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+            runtimeClassName="nvidia",
+            priorityClassName="batch",
+            cache={"claimName": "cache"},
+            scratchSizeLimit="100Gi",
+            terminationGracePeriodSeconds=300,
+            limits={"maxActiveDeadlineSeconds": 7200, "allowedServiceAccounts": ["identity"]},
+        ),
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "built"),
+    [
+        ("operator_job_plain.yaml", training_job(PLAIN, None, backoff_limit=3, retries_before=0)),
+        ("operator_job_full.yaml", training_job(FULL, "identity", backoff_limit=1, retries_before=2)),
+        ("operator_service.yaml", headless_service(IDENTITY)),
+    ],
+)
+def test_children_are_as_they_were(name: str, built: dict[str, object]) -> None:
+    text = yaml.safe_dump(built, sort_keys=False, width=110)
+    for made in (PLAIN, FULL):  # the run itself is the API's, and tested there
+        text = text.replace(made.digest, "DIGEST")
+    if os.environ.get("UPDATE_GOLDEN"):
+        (GOLDEN / name).write_text(text)
+    assert text == (GOLDEN / name).read_text()
+
+
+def test_nothing_in_the_golden_pods_leads_out_of_the_sandbox() -> None:
+    for made in (PLAIN, FULL):
+        pod = training_job(made, None, 3, 0)["spec"]["template"]["spec"]
+        assert not [volume for volume in pod["volumes"] if "hostPath" in volume]
+        assert not {"hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"} & pod.keys()
+        (container,) = pod["containers"]
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["automountServiceAccountToken"] is False
+        assert "envFrom" not in container
+        assert not [entry for entry in container["env"] if "secretKeyRef" in entry.get("valueFrom", {})]
+
+
+def test_the_snapshot_comes_back_as_it_went() -> None:
+    body = snapshot_config_map(IDENTITY, FULL)
+    assert body["immutable"] is True
+    assert body["metadata"]["name"] == f"dog-{UID[:8]}"
+    assert controller_uid(body) == UID
+    assert snapshot_in(body) == FULL
+    assert FULL.run == TrainingRun.from_json(FULL.run_json)
+    assert FULL.profile.limits is not None
+
+
+@pytest.mark.parametrize("data", [None, {}, {"run.json": "{}"}, {"profile.json": "{}"}])
+def test_another_config_map_is_no_snapshot(data: dict[str, str] | None) -> None:
+    assert snapshot_in({"data": data}) is None
+
+
+def test_the_same_job_and_profile_give_the_same_digests() -> None:
+    assert snapshot() == PLAIN
+    assert snapshot().digest == PLAIN.digest
+    assert Snapshot(PLAIN.run_json, "{}").profile_digest != PLAIN.profile_digest
+
+
+def test_what_a_job_is_told_is_read_back_from_it() -> None:
+    body = training_job(FULL, None, backoff_limit=1, retries_before=2)
+    body["metadata"] |= {"uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z", "resourceVersion": "12"}
+    state = child_state(body)
+    assert (state.owner_uid, state.version) == (UID, 12)
+    assert (state.backoff_limit, state.retries_before, state.longest_deadline) == (1, 2, 7200)
+    assert state.run_digest == FULL.digest
+    assert (state.complete, state.failure) == (False, None)
+
+
+def test_claims() -> None:
+    assert claim_of("pvc://models/sd15/unet") == "models"
+    assert claim_of("pvc://models") == "models"
+    assert claim_of("s3://models/sd15") is None
