@@ -101,7 +101,7 @@ def pod(**changes: object) -> PodState:
 
 
 def running(**changes: object) -> PodState:
-    return pod(phase="Running", running=True, ip="10.0.0.9", **changes)
+    return pod(**{"phase": "Running", "running": True, "ip": "10.0.0.9", **changes})
 
 
 def ended(code: int, result: dict[str, Any] | None = None, **changes: object) -> PodState:

@@ -96,8 +96,8 @@ def _of_pod(pod: PodState, mount_failure: str) -> Readiness:
             )
         return no(
             "Unschedulable",
-            f"no node takes pod {pod.key.name}: {pod.unschedulable.rstrip('. ')}. The FineTuneProfile's resources, nodeSelector "
-            "and tolerations decide which nodes fit.",
+            f"no node takes pod {pod.key.name}: {pod.unschedulable.rstrip('. ')}. The resources, nodeSelector and "
+            "tolerations of the FineTuneProfile decide which nodes fit",
         )
     if pod.waiting_reason in IMAGE:
         said = pod.waiting_message or pod.waiting_reason

@@ -1,0 +1,186 @@
+"""Asking trainers: what answers is a user's pod, so nothing it says is taken on trust."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from aiohttp import web
+from finetune_api.progress import Progress
+from finetune_operator.metrics import Metrics
+from finetune_operator.progress import client as clients
+from finetune_operator.progress.board import STALE_SECONDS, ProgressBoard
+from finetune_operator.progress.client import LARGEST_ANSWER, NoProgressError, ProgressClient
+from finetune_operator.progress.poller import WRITES_PER_SECOND, ProgressPoller
+from finetune_operator.progress.reading import percent
+from finetune_operator.projections import Key, job_state
+from finetune_operator.store import Store
+from support.observations import KEY, NOW, UID, running
+from test_operator_store import job_body
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+GOOD: dict[str, Any] = {"runUid": UID, "podUid": "pod-1", "stage": "Training", "step": 3, "totalSteps": 9}
+
+
+@asynccontextmanager
+async def trainer(handler: Handler) -> AsyncIterator[ProgressClient]:
+    """A client that asks at the port of a trainer which answers by `handler`."""
+    app = web.Application()
+    app.router.add_get("/progress", handler)
+    app.router.add_get("/elsewhere", answering(GOOD))
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    client = ProgressClient(runner.addresses[0][1])
+    try:
+        yield client
+    finally:
+        await client.close()
+        await runner.cleanup()
+
+
+def answering(value: object, status: int = 200) -> Handler:
+    async def handler(_: web.Request) -> web.Response:
+        return web.Response(text=value if isinstance(value, str) else json.dumps(value), status=status)
+
+    return handler
+
+
+async def redirecting(_: web.Request) -> web.Response:
+    raise web.HTTPFound("/elsewhere")
+
+
+async def endless(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    try:
+        while True:
+            await response.write(b"x" * 65536)
+    except ConnectionError:
+        return response
+
+
+POD = running(ip="127.0.0.1")
+
+
+async def test_a_good_answer() -> None:
+    async with trainer(answering(GOOD)) as client:
+        progress = await client.ask(POD)
+    assert (progress.step, progress.total_steps, progress.stage) == (3, 9, "Training")
+
+
+@pytest.mark.parametrize(
+    ("handler", "why"),
+    [
+        (answering(GOOD | {"podUid": "pod-2"}), "another_pod"),
+        (answering(GOOD | {"runUid": "another"}), "another_pod"),
+        (answering(GOOD | {"step": 10}), "invalid"),
+        (answering(GOOD | {"step": -1}), "invalid"),
+        (answering(GOOD | {"stage": "Mining"}), "invalid"),
+        (answering(GOOD | {"extra": 1}), "invalid"),
+        (answering('{"loss": NaN}'), "invalid"),
+        (answering("<html>"), "invalid"),
+        (answering(GOOD, status=500), "refused"),
+        (redirecting, "refused"),
+        (answering(" " * (LARGEST_ANSWER + 1)), "too_large"),
+        (endless, "too_large"),
+    ],
+)
+async def test_bad_answers_are_named_and_dropped(handler: Handler, why: str) -> None:
+    async with trainer(handler) as client:
+        with pytest.raises(NoProgressError, match=f"^{why}$"):
+            await client.ask(POD)
+
+
+async def test_silence_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "TIMEOUT_SECONDS", 0.05)
+    forever = asyncio.Event()
+
+    async def silent(_: web.Request) -> web.Response:
+        await forever.wait()
+        return web.Response()
+
+    async with trainer(silent) as client:
+        with pytest.raises(NoProgressError, match="^unreachable$"):
+            await client.ask(POD)
+        forever.set()
+
+
+def progress(step: int = 3) -> Progress:
+    return Progress.model_validate(GOOD | {"step": step})
+
+
+def test_the_board_tells_news_and_staleness() -> None:
+    board = ProgressBoard()
+    assert board.reading(UID, NOW) is None
+    assert board.answered(UID, progress(), NOW)
+    assert not board.answered(UID, progress(), NOW)
+    assert board.answered(UID, progress(4), NOW)
+    assert not board.silent(UID, NOW)
+    late = NOW + timedelta(seconds=STALE_SECONDS)
+    assert board.silent(UID, late)
+    reading = board.reading(UID, late)
+    assert reading is not None
+    assert (reading.stale, reading.progress, reading.at) == (True, progress(4), NOW)
+    assert board.answered(UID, progress(4), late), "that it answers again is news"
+    board.keep_only(set())
+    assert board.reading(UID, late) is None
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+def poller(store: Store, clock: Clock, woken: list[Key], client: ProgressClient) -> ProgressPoller:
+    return ProgressPoller(store, ProgressBoard(), client, Metrics(), woken.append, 5.0, clock)
+
+
+def test_each_pod_is_asked_in_its_turn() -> None:
+    store, clock = Store(), Clock()
+    polling = poller(store, clock, [], ProgressClient(1))
+    store.put_pod(running())
+    store.put_pod(running(uid="waits", running=False))
+    store.put_pod(running(uid="leaves", deleting=True))
+    store.put_pod(running(uid="nowhere", ip=""))
+    assert [pod.uid for pod in polling.due()] == ["pod-1"]
+    clock.now += timedelta(seconds=4)
+    assert polling.due() == []
+    clock.now += timedelta(seconds=1)
+    assert [pod.uid for pod in polling.due()] == ["pod-1"]
+
+
+def test_many_jobs_are_asked_less_often_so_that_writes_stay_few() -> None:
+    store, clock = Store(), Clock()
+    polling = poller(store, clock, [], ProgressClient(1))
+    for i in range(1000):
+        store.put_pod(running(uid=f"pod-{i}"))
+    assert len(polling.due()) == 1000
+    clock.now += timedelta(seconds=1000 / WRITES_PER_SECOND - 1)
+    assert polling.due() == []
+
+
+async def test_news_wake_the_job() -> None:
+    store, clock = Store(), Clock()
+    store.put_job(job_state(job_body()))
+    store.put_pod(POD)
+    woken: asyncio.Queue[Key] = asyncio.Queue()
+    async with trainer(answering(GOOD)) as client:
+        polling = ProgressPoller(store, ProgressBoard(), client, Metrics(), woken.put_nowait, 5.0, clock)
+        task = asyncio.create_task(polling.run())
+        async with asyncio.timeout(5):
+            assert await woken.get() == KEY
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def test_percent_is_rounded_down() -> None:
+    assert [percent(*pair) for pair in ((0, 0), (0, 9), (199, 200), (200, 200))] == ["0%", "0%", "99%", "100%"]
