@@ -116,8 +116,10 @@ def test_other_pictures_are_not_trained_on_from_an_old_checkpoint(
     run, listener = run_for("lora"), Memory()
     train_once(run, tiny_sd, pictures, tmp_path, stops_after(4))
     others = make_pictures(tmp_path / "others", 2)
-    _, outcome = train_once(run, tiny_sd, others, tmp_path, listener=listener)
-    assert outcome.resumed_from_step is None
+    _, stopped = train_once(run, tiny_sd, others, tmp_path, stops_after(2), listener=listener)
+    assert (stopped.resumed_from_step, stopped.step) == (None, 2)
+    _, outcome = train_once(run, tiny_sd, others, tmp_path)
+    assert outcome.resumed_from_step == 2
     assert "The checkpoint of step 4 is not used: pictures changed since." in listener.messages
 
 

@@ -74,7 +74,7 @@ class Checkpoints:
         return None
 
     def clear(self) -> None:
-        """Removes all of them, here and in the store: for when the finished weights are published."""
+        """Removes all of them, here and in the store: when the weights are published, or the data changed."""
         shutil.rmtree(self._dir, ignore_errors=True)
         if self._store is not None:
             self._store.delete([stored.key for stored in self._store.list(self._prefix)])

@@ -165,6 +165,8 @@ def _resume(
     changed = sorted(name for name in digests if state.digests.get(name) != digests[name])
     if changed:
         listener.message(f"The checkpoint of step {step} is not used: {', '.join(changed)} changed since.")
+        # or they, being ahead, would push out the new ones
+        checkpoints.clear()
         return None
     engine.load(state.engine)
     return state
