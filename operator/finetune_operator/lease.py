@@ -21,8 +21,8 @@ from urllib3.exceptions import HTTPError
 
 logger = logging.getLogger(__name__)
 
-DURATION_SECONDS = 12
-RENEW_DEADLINE_SECONDS = 8.0
+DURATION_SECONDS = 15
+RENEW_DEADLINE_SECONDS = 10.0
 RETRY_SECONDS = 2.0
 REQUEST_TIMEOUT = (2, 3)
 

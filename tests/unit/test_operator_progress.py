@@ -106,7 +106,7 @@ async def test_silence_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
         return web.Response()
 
     async with trainer(silent) as client:
-        with pytest.raises(NoProgressError, match="^unreachable$"):
+        with pytest.raises(NoProgressError, match=r"^unreachable$"):
             await client.ask(POD)
         forever.set()
 
