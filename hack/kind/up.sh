@@ -9,11 +9,20 @@ need_docker
 cd "$ROOT"
 kubectl() { command kubectl --context "kind-$KIND_CLUSTER" "$@"; }
 
+# A cluster outlives the Docker engine only as stopped containers. They are started; what does not come back is made
+# anew.
+revived() {
+  cluster_exists || return 1
+  kind get nodes --name "$KIND_CLUSTER" | xargs docker start >/dev/null
+  kind export kubeconfig --name "$KIND_CLUSTER" --quiet
+  timeout 60 bash -c "until kubectl --context kind-$KIND_CLUSTER get --raw /readyz >/dev/null 2>&1; do sleep 1; done"
+}
+
 cluster() {
-  if cluster_exists; then
+  if revived; then
     echo "    it exists"
-    kind export kubeconfig --name "$KIND_CLUSTER" --quiet
   else
+    kind delete cluster --name "$KIND_CLUSTER" --quiet
     kind create cluster --name "$KIND_CLUSTER" --image "$KIND_NODE_IMAGE" --config kind-config.yaml --wait 120s --quiet
   fi
   kubectl wait --for=condition=Ready node --all --timeout=120s >/dev/null
