@@ -138,3 +138,13 @@ def test_a_server_that_does_not_answer_may_answer_later(s3: S3Server) -> None:
 def test_credentials_hide_their_values(s3: S3Server) -> None:
     assert "the-secret" not in repr(s3.credentials())
     assert repr(Credentials(Role.OUTPUT)) == "Credentials(role=<Role.OUTPUT: 'output'>, secret_name=None, ambient=True)"
+
+
+def test_a_denied_access_says_what_to_allow(s3: S3Server) -> None:
+    for role, actions in ((Role.OUTPUT, "list, read, write and delete"), (Role.DATASET, "list and read")):
+        error = s3.location("s3://models/x", s3.credentials(role)).refusal("AccessDenied", "PutObject")
+        assert isinstance(error, ConfigurationError)
+        assert str(error) == (
+            f"{s3.endpoint} denies {role.field}.secretRef.name s3-credentials access to s3://models/x (AccessDenied); "
+            f"allow it to {actions} there, or name another Secret"
+        )

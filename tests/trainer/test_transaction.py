@@ -58,7 +58,7 @@ def manifest_of(uid: str, digest: str, attempt: str, files: tuple) -> Manifest:
         weights=(f"attempts/{attempt}/lora/weights.safetensors",),
         files=files,
         libraries=library_versions(),
-        settings=run,
+        settings=run.model_dump(mode="json", by_alias=True, exclude_none=True),
     )
 
 

@@ -50,6 +50,7 @@ def launch(file: Path, profile_file: Path | None, overwrite: bool, settings: Set
     try:
         run = load_run(file, profile_file)
         verify_digest(file, settings.run_sha256)
+        configure_logging(settings.log_format, {"job": f"{run.identity.namespace}/{run.identity.name}"})
         board = Board(run.identity.uid, settings.attempt)
         return _carry_out(run, file, board, overwrite, settings)
     except RunError as error:
@@ -81,7 +82,9 @@ def _carry_out(run: TrainingRun, file: Path, board: Board, overwrite: bool, sett
     with ExitStack() as stack:
         listener = _telemetry(run, board, settings, stack)
         should_stop = stack.enter_context(stop_signals(lambda: listener.message("Stopping; saving the state")))
-        finished = perform(run, settings, listener, should_stop, overwrite)
+        # in a pod the file itself counts: another version of the trainer may write the same settings otherwise
+        digest = settings.run_sha256 or hashlib.sha256(run.to_json().encode()).hexdigest()
+        finished = perform(run, digest, settings, listener, should_stop, overwrite)
     leave(settings.termination_file, finished.result)
     if settings.log_format == "json":
         log.info("published %s", finished.result.manifest_uri, extra={"step": finished.result.step})

@@ -100,7 +100,8 @@ def make(
     listener.stage("Evaluating")
     shown = [picture.load() for picture in pictures.pictures[:SHOWN_TRAINING_PICTURES]]
     prompts = run.validation.prompts or ()
-    judgement = judge_run(inputs.model.path, shown, prompts, before, after)
+    is_builtin = run.base_model.uri.startswith("builtin://")
+    judgement = judge_run(inputs.model.path, shown, prompts, before, after) if is_builtin else None
     _save_pictures(folder / "pictures", before, after)
     title = f"{run.identity.name}: {run.method.name} of {run.base_model.uri}"
     contact_sheet(title, shown, prompts, before, after).save(folder / "contact_sheet.png")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,6 +58,7 @@ class Finished:
 
 def perform(
     run: TrainingRun,
+    digest: str,
     settings: Settings,
     listener: Listener,
     should_stop: Callable[[], bool],
@@ -66,10 +66,11 @@ def perform(
 ) -> Finished:
     """Carries out `run`, or finds that an earlier attempt has.
 
+    `digest` is the SHA-256 of the TrainingRun: another digest means other settings.
+
     Raises:
         RunError: with the exit code of how it ended.
     """
-    digest = hashlib.sha256(run.to_json().encode()).hexdigest()
     credentials = load_credentials(Role.OUTPUT, run.output.secret_ref, settings.credentials_dir)
     store = open_store(run.output.uri, credentials, run.output.storage)
     transaction = Transaction(store, run.identity.uid, digest, settings.attempt)
@@ -103,7 +104,7 @@ def perform(
         weights=tuple(transaction.prefix + path for path in made.weights),
         files=files,
         libraries=library_versions(),
-        settings=run,
+        settings=run.model_dump(mode="json", by_alias=True, exclude_none=True),
     )
     published = transaction.commit(manifest)
     if published.manifest.attempt == settings.attempt:

@@ -22,7 +22,7 @@ from botocore.exceptions import (
 )
 from finetune_api.storage import Storage
 
-from finetune_trainer.credentials import Credentials
+from finetune_trainer.credentials import Credentials, Role
 from finetune_trainer.errors import ConfigurationError, RunError
 
 BAD_KEYS = {
@@ -102,7 +102,10 @@ class S3Location:
                 f"{self.server} cannot be reached for {self.uri} ({type(error).__name__}); if it stays so, check "
                 f"{self.field}.storage.endpoint"
             )
-        code = str(cause.response.get("Error", {}).get("Code", ""))
+        return self.refusal(str(cause.response.get("Error", {}).get("Code", "")), cause.operation_name)
+
+    def refusal(self, code: str, operation: str) -> RunError:
+        """What an error code of the server means to the user."""
         secret = self.credentials.secret_name
         where = f"{self.field}.secretRef.name {secret}" if secret else "the credentials of your environment"
         if code in MISSING_BUCKET:
@@ -117,7 +120,11 @@ class S3Location:
             )
         if code in DENIED:
             return ConfigurationError(
-                f"{self.server} denies {where} access to {self.uri} ({code}); allow it to list, read and write "
-                "there, or name another Secret"
+                f"{self.server} denies {where} access to {self.uri} ({code}); allow it to {self._actions} there, "
+                "or name another Secret"
             )
-        return RunError(f"{self.server} failed on {self.uri}: {code} in {cause.operation_name}")
+        return RunError(f"{self.server} failed on {self.uri}: {code} in {operation}")
+
+    @property
+    def _actions(self) -> str:
+        return "list, read, write and delete" if self.credentials.role is Role.OUTPUT else "list and read"

@@ -32,11 +32,9 @@ def judge_run(
     before: Sequence[Sequence[Image.Image]],
     after: Sequence[Sequence[Image.Image]],
 ) -> dict[str, float] | None:
-    """Figures of a run, or None where they would mean nothing: the base model has no classifier, or the classifier
+    """Figures of a run, or None where they would mean nothing: the classifier of the built-in base model `model`
     does not know the subject that was trained."""
     folder = model / "classifier"
-    if not folder.is_dir():
-        return None
     (known,) = judge_pictures(folder, ["training pictures"], [[_small(picture) for picture in training_pictures]])
     if share(known.classes, SUBJECT) < 0.5:
         return None

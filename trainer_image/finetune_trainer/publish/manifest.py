@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from finetune_api import RunIdentity, TrainingRun
+from finetune_api import RunIdentity
 from finetune_api.base import Model
 from finetune_api.progress import Number, Sha256
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 MANIFEST = "manifest.json"
 LIBRARIES = ("finetune-operator", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
 
 
-class ManifestFile(Model):
+class ManifestModel(Model):
+    """A manifest is read leniently: an older trainer may meet what a newer one wrote, and the other way round."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class ManifestFile(ManifestModel):
     """One published file."""
 
     path: str
@@ -25,7 +31,7 @@ class ManifestFile(Model):
     """Of the content."""
 
 
-class ManifestInput(Model):
+class ManifestInput(ManifestModel):
     """What the run started from."""
 
     uri: str
@@ -36,7 +42,7 @@ class ManifestInput(Model):
     """How many pictures."""
 
 
-class ManifestTraining(Model):
+class ManifestTraining(ManifestModel):
     """How the training went."""
 
     steps: int
@@ -49,8 +55,8 @@ class ManifestTraining(Model):
     """What it was trained on: cpu, or the name of the GPU."""
 
 
-class Manifest(Model):
-    """The whole file. `settings` is the TrainingRun, which holds names of Secrets but never what is in them."""
+class Manifest(ManifestModel):
+    """The whole file. It holds names of Secrets, but never what is in them."""
 
     format: Literal["finetune.dev/manifest/v1"] = "finetune.dev/manifest/v1"
     run: RunIdentity
@@ -75,8 +81,8 @@ class Manifest(Model):
     """Every file."""
     libraries: dict[str, str]
     """Versions of what made them."""
-    settings: TrainingRun
-    """All settings, defaults filled in."""
+    settings: dict[str, Any]
+    """The TrainingRun: all settings, defaults filled in."""
 
     def to_bytes(self) -> bytes:
         """As it is published."""

@@ -81,7 +81,10 @@ class S3Store:
         with self._location.errors_explained():
             for first in range(0, len(keys), 1000):
                 chunk = [{"Key": self._key(key)} for key in keys[first : first + 1000]]
-                self._client.delete_objects(Bucket=self._location.bucket, Delete={"Objects": chunk, "Quiet": True})
+                request = {"Objects": chunk, "Quiet": True}
+                reply = self._client.delete_objects(Bucket=self._location.bucket, Delete=request)
+                for failed in reply.get("Errors", []):  # of single keys, in a reply that is otherwise fine
+                    raise self._location.refusal(str(failed.get("Code", "")), "DeleteObjects")
 
     def _key(self, key: str) -> str:
         return self._location.prefix + key

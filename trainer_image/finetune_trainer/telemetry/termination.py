@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from finetune_api import ExitCode, Result
 
 from finetune_trainer.errors import RunError
+
+log = logging.getLogger("finetune")
 
 LIMIT = 3 * 1024
 OUTCOMES = {
@@ -43,5 +46,10 @@ def encode(result: Result) -> bytes:
 
 def leave(path: Path | None, result: Result) -> None:
     """Writes the message where the kubelet looks for it; nowhere when `path` is None."""
-    if path is not None:
+    if path is None:
+        return
+    try:
         path.write_bytes(encode(result))
+    except OSError as error:
+        # the exit code says the most important part; it must not be lost for the message
+        log.warning("the termination message could not be written to %s: %s", path, error)
