@@ -124,16 +124,33 @@ class Shape:
     background: str
 
 
-def draw_shape(content: Shape, rng: np.random.Generator, side: int = IMAGE_SIZE) -> Pixels:
-    """One shape at a random place, size and slight turn. Returns uint8 [side, side, 3]."""
-    size = rng.uniform(0.25, 0.36)
-    slack = 0.5 - size * 1.15
+@dataclass(frozen=True)
+class Placement:
+    """Where a shape may stand: its size and the middle's shift as fractions of the side, its turn in degrees."""
+
+    sizes: tuple[float, float]
+    shift: float
+    turn: float
+
+
+# What the VAE must show and the classifier must judge.
+ANYWHERE = Placement(sizes=(0.25, 0.36), shift=0.5, turn=8)
+# What is drawn for a caption: a small model learns what a word looks like sooner where it need not find it first.
+MIDDLE = Placement(sizes=(0.28, 0.36), shift=0.05, turn=5)
+
+
+def draw_shape(
+    content: Shape, rng: np.random.Generator, placement: Placement = ANYWHERE, side: int = IMAGE_SIZE
+) -> Pixels:
+    """One shape, wholly in the picture. Returns uint8 [side, side, 3]."""
+    size = rng.uniform(*placement.sizes)
+    slack = min(placement.shift, 0.5 - size * 1.15)
     part = Part(
         outline=content.shape,
         colour=jittered(PALETTE[content.colour], rng),
         centre=(0.5 + rng.uniform(-slack, slack), 0.5 + rng.uniform(-slack, slack)),
         size=size,
-        angle=rng.uniform(-8, 8),
+        angle=rng.uniform(-placement.turn, placement.turn),
     )
     return render(jittered(PALETTE[content.background], rng), [part], side)
 
@@ -196,8 +213,8 @@ def draw_contents(count: int, rng: np.random.Generator) -> list[Shape]:
     return [random_shape(rng) for _ in range(count)]
 
 
-def draw_shapes(count: int, seed: int) -> tuple[Pixels, list[Shape]]:
+def draw_shapes(count: int, seed: int, placement: Placement = ANYWHERE) -> tuple[Pixels, list[Shape]]:
     """Random captioned shapes. Returns uint8 [count, 64, 64, 3] and what each shows."""
     rng = np.random.default_rng([seed, 2])
     contents = draw_contents(count, rng)
-    return np.stack([draw_shape(content, rng) for content in contents]), contents
+    return np.stack([draw_shape(content, rng, placement) for content in contents]), contents
