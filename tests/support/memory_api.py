@@ -13,7 +13,16 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from finetune_operator.client import ApiError, ConflictError, NotFoundError
-from finetune_operator.resources import CONFIGMAPS, EVENTS, FINETUNEJOBS, FINETUNEPROFILES, JOBS, PODS, Resource
+from finetune_operator.resources import (
+    CONFIGMAPS,
+    EVENTS,
+    FINETUNEJOBS,
+    FINETUNEPROFILES,
+    JOBS,
+    PODS,
+    SERVICES,
+    Resource,
+)
 from finetune_operator.specs.naming import JOB_LABEL
 
 Body = dict[str, Any]
@@ -35,8 +44,8 @@ class MemoryApi:
         self.pending: list[tuple[Resource, str, Body]] = []
         """Watch events that the operator has not seen yet."""
         self.lost_rate = 0.0
-        self.created: list[tuple[str, Body]] = []
-        """Every Job ever made, with the phase of its FineTuneJob at that moment."""
+        self.created: list[tuple[Body, Body | None]] = []
+        """Every Job ever made, and the FineTuneJob of its name as it was at that moment."""
         self._versions = itertools.count(1)
         self._uids = itertools.count(1)
 
@@ -110,8 +119,8 @@ class MemoryApi:
         if resource.namespaced:
             made["metadata"]["namespace"] = namespace
         if resource is JOBS:
-            owner = self.kind(FINETUNEJOBS).get((namespace, name), {})
-            self.created.append(((owner.get("status") or {}).get("phase", ""), copy.deepcopy(made)))
+            owner = self.kind(FINETUNEJOBS).get((namespace, name))
+            self.created.append((copy.deepcopy(made), copy.deepcopy(owner)))
         self.kind(resource)[namespace, name] = made
         self._tell(resource, "ADDED", made)
         return copy.deepcopy(made)
@@ -130,7 +139,7 @@ class MemoryApi:
             return
         gone["metadata"]["resourceVersion"] = str(next(self._versions))
         self._tell(resource, "DELETED", gone)
-        for kind in (JOBS, PODS, CONFIGMAPS):
+        for kind in (JOBS, PODS, CONFIGMAPS, SERVICES):
             for (where, child), body in list(self.kind(kind).items()):
                 owners = body["metadata"].get("ownerReferences") or []
                 if gone["metadata"]["uid"] in [owner["uid"] for owner in owners]:
@@ -205,9 +214,8 @@ class MemoryApi:
         """Does it; or fails before, or fails after; or the operator dies before or after."""
         dice = self.random.random() / self.fault_rate if self.fault_rate else 1.0
         if dice < 0.3:
-            raise self.random.choice(
-                [ApiError(500, "InternalError", "…"), ApiError(429, "TooMany", "…"), TimeoutError()]
-            )
+            refusals = [ApiError(500, "InternalError", "…"), ApiError(429, "TooMany", "…"), TimeoutError()]
+            raise self.random.choice(refusals)
         if dice < 0.4:
             raise KilledError
         answer = act()

@@ -8,7 +8,7 @@ FINETUNE_CHAOS_SCHEDULES sets how many schedules run (seeds 0, 1, 2 …); a fail
 from __future__ import annotations
 
 import os
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -25,10 +25,10 @@ from finetune_operator.reconcile.controller import Controller
 from finetune_operator.reconcile.observe import Observer
 from finetune_operator.resources import EVENTS, FINETUNEJOBS, FINETUNEPROFILES, JOBS
 from finetune_operator.store import Store
-from support.memory_api import KilledError, MemoryApi
+from support.memory_api import KilledError, MemoryApi, uid_of
 from support.observations import IMAGE, NOW, spec
 
-SCHEDULES = int(os.environ.get("FINETUNE_CHAOS_SCHEDULES", "100"))
+SCHEDULES = int(os.environ.get("FINETUNE_CHAOS_SCHEDULES", "50"))
 CHUNK = 25
 STORM, CALM = 120, 150
 ENDS = ("Succeeded", "Failed")
@@ -47,16 +47,19 @@ class World:
         tiny = {"metadata": {"name": "tiny"}, "spec": {"image": IMAGE, "isDefault": True}}
         self.api.put_new(FINETUNEPROFILES, "", tiny)
         for name, policy in (("a", {}), ("b", {"retries": 1}), ("c", {"suspend": True})):
-            self.api.put_new(FINETUNEJOBS, "art", {"metadata": {"name": name}, "spec": spec(policy), "status": {}})
+            self.submit(name, policy)
         self.operator: Controller | None = None
 
-    def clock(self) -> Any:
+    def clock(self) -> datetime:
         return self.moment
+
+    def seconds(self) -> float:
+        return self.moment.timestamp()
 
     async def boot(self) -> None:
         """A new process: an empty memory, filled by lists."""
         metrics, store = Metrics(), Store()
-        self.queue = WorkQueue(lambda: self.moment.timestamp(), jitter=lambda: 0.0)
+        self.queue = WorkQueue(self.seconds, jitter=lambda: 0.0)
         kube: Any = self.api
         self.api.pending.clear()
         self.auditor = Auditor(kube, store, metrics, "", self.queue.add)
@@ -109,24 +112,42 @@ class World:
                 self.queue.add_after(key, again)
         self.queue.done(key)
 
+    def over(self) -> bool:
+        return all(uid_of(body) in self.ends for body in self.jobs().values())
+
     def jobs(self) -> dict[str, dict[str, Any]]:
         return {name: body for (_, name), body in self.api.kind(FINETUNEJOBS).items()}
 
     def check(self) -> None:
         """What must hold at every moment."""
-        for name, body in self.jobs().items():
-            phase = body["status"].get("phase", "")
-            if name in self.ends:
-                assert phase == self.ends[name], f"{name} had ended as {self.ends[name]}"
+        for body in self.jobs().values():
+            uid, phase = uid_of(body), body["status"].get("phase", "")
+            if uid in self.ends:
+                assert phase == self.ends[uid], f"{uid} had ended as {self.ends[uid]}"
             elif phase in ENDS:
-                self.ends[name] = phase
-        for phase, job in self.api.created:
-            assert phase not in ENDS, f"{job['metadata']['name']} got a Job after its end"
+                self.ends[uid] = phase
+        for made, owner in self.api.created:
+            name = made["metadata"]["name"]
+            assert owner is not None, f"{name} got a Job after it was deleted"
+            assert made["metadata"]["ownerReferences"][0]["uid"] == uid_of(owner), f"{name} got its forerunner's Job"
+            assert owner["status"].get("phase") not in ENDS, f"{name} got a Job after its end"
+            suspended = owner["spec"]["runPolicy"].get("suspend", False)
+            assert not suspended, f"{name} got a Job while it was suspended"
+        self.api.created.clear()
         events = [e for e in self.api.kind(EVENTS).values() if e["reason"] not in MAY_RECUR]
         told = [(e["regarding"]["uid"], e["reason"], e["note"]) for e in events]
         assert len(told) == len(set(told)), f"an Event was told twice: {told}"
 
-    def resume(self, name: str, suspend: bool) -> None:
+    def submit(self, name: str, policy: dict[str, Any]) -> None:
+        body = {"metadata": {"name": name}, "spec": spec(policy), "status": {}}
+        self.api.put_new(FINETUNEJOBS, "art", body)
+
+    def submit_anew(self, name: str) -> None:
+        """Deleted, and made again under the same name at once."""
+        self.api.remove(FINETUNEJOBS, "art", name)
+        self.submit(name, {})
+
+    def suspend(self, name: str, suspend: bool) -> None:
         body = self.jobs()[name]
         policy = {**body["spec"]["runPolicy"], "suspend": suspend}
         self.api.change(FINETUNEJOBS, body, spec={**body["spec"], "runPolicy": policy})
@@ -137,19 +158,21 @@ async def schedule(seed: int) -> None:
     world = World(seed)
     world.api.fault_rate, world.api.lost_rate = 0.25, 0.2
     for number in range(STORM):
-        if number in (30, 60, 90):
-            world.resume(world.random.choice("abc"), world.random.random() < 0.5)
+        if number % 10 == 5:
+            world.suspend(world.random.choice("abc"), world.random.random() < 0.5)
+        if number % 30 == 20:
+            world.submit_anew(world.random.choice("abc"))
         await world.step()
     world.api.fault_rate = world.api.lost_rate = 0.0
     for name in world.jobs():
-        world.resume(name, suspend=False)
+        world.suspend(name, suspend=False)
     world.operator = None
     for _ in range(CALM):
         await world.step()
-        if len(world.ends) == 3:
+        if world.over():
             break
     phases = {name: body["status"].get("phase") for name, body in world.jobs().items()}
-    assert set(world.ends) == {"a", "b", "c"}, f"not ended after the storm: {phases}"
+    assert world.over(), f"not ended after the storm: {phases}"
     for name, body in world.jobs().items():
         child = world.api.kind(JOBS).get(("art", name))
         assert child is None or child["metadata"]["ownerReferences"][0]["uid"] == body["metadata"]["uid"]
