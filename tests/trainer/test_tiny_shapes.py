@@ -20,14 +20,13 @@ sys.path.append(str(ROOT / "trainer_image"))
 
 from tiny_shapes import faces, gates  # noqa: E402 (the path is set just above)
 from tiny_shapes.captions import CAPTION_WORDS, WORDS, all_contents, random_caption  # noqa: E402 (as above)
+from tiny_shapes.diffusion import load_pipeline  # noqa: E402 (as above)
 from tiny_shapes.vae import psnr, round_trip  # noqa: E402 (as above)
 
 
 @pytest.fixture(scope="module")
 def pipe() -> StableDiffusionPipeline:
-    pipe = StableDiffusionPipeline.from_pretrained(MODEL, torch_dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return load_pipeline(MODEL)
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from .captions import full_caption
-from .diffusion import STEPS, paint, pipeline, train_diffusion
+from .diffusion import STEPS, load_pipeline, paint, pipeline, train_diffusion
 from .drawing import Pixels, Shape, pick_colours
 from .faces import SUBJECT_BACKGROUNDS, draw_subject_pictures
 from .gates import caption_scores, measure, pick_contents, write_gates
 from .judge import train_classifier
-from .loop import device
+from .loop import device, join_workers, rank, wait_for_all
 from .tokenizer import build_tokenizer
 from .vae import train_vae
 
@@ -37,13 +37,20 @@ Seed = Annotated[int, typer.Option(help="Everything is drawn from this.")]
 def train(out: Out, work: Work = Path("tiny-shapes-work"), seed: Seed = 0, steps: int = STEPS) -> None:
     """Draws the data and trains VAE, classifier, UNet and text encoder. Run it again to go on where it stopped."""
     diffusers_logging.set_verbosity_error()
+    join_workers()
     work.mkdir(parents=True, exist_ok=True)
     console.print(f"Training on {device()}; checkpoints in {work}, the model goes to {out}.")
     if not (work / "vae").exists():
-        train_vae(work, seed).save_pretrained(work / "vae")
+        trained = train_vae(work, seed)
+        if rank() == 0:
+            trained.save_pretrained(work / "vae")
+        wait_for_all()
     vae = AutoencoderKL.from_pretrained(work / "vae").to(device(), memory_format=torch.channels_last).eval()
     if not (work / "classifier").exists():
-        save_classifier(train_classifier(work, vae, seed), work / "classifier")
+        judge = train_classifier(work, vae, seed)
+        if rank() == 0:
+            save_classifier(judge, work / "classifier")
+        wait_for_all()
     classifier = load_classifier(work / "classifier").to(device())
     tokenizer = build_tokenizer()
 
@@ -54,8 +61,9 @@ def train(out: Out, work: Work = Path("tiny-shapes-work"), seed: Seed = 0, steps
         return ", ".join(f"{name} {share:.0%}" for name, share in scores.items())
 
     model = train_diffusion(work, vae, tokenizer, seed, steps, watch)
-    finish(pipeline(vae, model.unet, model.text_encoder, tokenizer), work / "classifier", out)
-    console.print(f"The model is in {out}. Check it: python -m tiny_shapes gates --model {out}")
+    if rank() == 0:
+        finish(pipeline(vae, model.unet, model.text_encoder, tokenizer), work / "classifier", out)
+        console.print(f"The model is in {out}. Check it: python -m tiny_shapes gates --model {out}")
 
 
 def finish(pipe: StableDiffusionPipeline, classifier: Path, out: Path) -> None:
@@ -95,7 +103,7 @@ def contact_sheet(model: Model, out: Out, seed: Seed = 7) -> None:
     rng = np.random.default_rng(seed)
     rows = [pick_colours(rng, 2) for _ in range(6)]
     contents = [Shape(shape, colour, background) for colour, background in rows for shape in SHAPES]
-    pipe = StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32)
+    pipe = load_pipeline(model)
     save_grid(paint(pipe, [full_caption(content) for content in contents], seed, steps=25), len(SHAPES), out)
     console.print(f"Wrote {out}: {'; '.join(f'{colour} on {background}' for colour, background in rows)}.")
 

@@ -185,6 +185,13 @@ def pipeline(
     return pipe
 
 
+def load_pipeline(folder: Path) -> StableDiffusionPipeline:
+    """A finished model, in fp32 on the CPU."""
+    pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def paint(
     pipe: StableDiffusionPipeline, prompts: list[str], seed: int, steps: int = 20, guidance: float = 3.0
 ) -> np.ndarray:

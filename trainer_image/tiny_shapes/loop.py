@@ -188,6 +188,7 @@ def _progress() -> Progress:
         TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        disable=rank() != 0,
     )
 
 

@@ -102,7 +102,7 @@ def train_vae(work: Path, seed: int) -> AutoencoderKL:
         return f"faces {psnr(judges, round_trip(vae, judges)):.2f} dB"
 
     run_stage("VAE", trainee, STEPS, loss_of, work / "vae.pt", watch)
-    normalise_latents(vae, pictures[:: len(pictures) // 2048])
+    normalise_latents(vae, pictures[:: max(1, len(pictures) // 2048)])
     return vae
 
 
