@@ -80,7 +80,7 @@ class LeaderElection:
     """Runs in a thread from `start` to `stop`."""
 
     def __init__(self, api: LeaseApi, identity: str, on_won: Callable[[], None], on_lost: Callable[[], None]) -> None:
-        """Both callbacks come from the thread, each once at most; after `on_lost` it has ended."""
+        """Both callbacks come from the thread, in turns. Who has lost the Lease tries to win it again."""
         self._api = api
         self._identity = identity
         self._on_won = on_won
@@ -110,8 +110,8 @@ class LeaderElection:
                     self._on_won()
             elif self._leads and time.monotonic() - renewed > RENEW_DEADLINE_SECONDS:
                 logger.error("%s has lost the Lease", self._identity)
+                self._leads = False
                 self._on_lost()
-                return
             self._stop.wait(RETRY_SECONDS)
         if self._leads:
             self._release()

@@ -24,3 +24,5 @@ def configure(log_format: Literal["json", "text"]) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+    # it warns that it handles no signals: we do
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)

@@ -91,8 +91,21 @@ def assemble(settings: Settings, kube: Kube, metrics: Metrics) -> Parts:
     )
 
 
+@dataclass
+class Leadership:
+    """Whether this operator holds the Lease, as two flags to wait for."""
+
+    won: asyncio.Event
+    lost: asyncio.Event
+
+    def set(self, leads: bool) -> None:
+        now, before = (self.won, self.lost) if leads else (self.lost, self.won)
+        before.clear()
+        now.set()
+
+
 async def run(settings: Settings, stop: asyncio.Event) -> int:
-    """Runs until `stop` is set. Returns the exit code: 0 for a stop, 1 if the Lease or the watch was lost."""
+    """Runs until `stop` is set. Returns the exit code: 0 for a stop, 1 if watching or working has ended by itself."""
     metrics = Metrics()
     kube = await Kube.connect(metrics)
     parts = assemble(settings, kube, metrics)
@@ -104,11 +117,11 @@ async def run(settings: Settings, stop: asyncio.Event) -> int:
         if not await _primed(parts.auditor, stop):
             return 0
         watching = parts.watcher.start()
-        won, lost = asyncio.Event(), asyncio.Event()
-        election = _election(settings, won, lost)
-        tasks.append(asyncio.create_task(_work(settings, parts, won)))
-        flags = [asyncio.create_task(event.wait()) for event in (stop, lost)]
-        ends: list[asyncio.Future[Any]] = [*flags, watching, *tasks]
+        leadership = Leadership(asyncio.Event(), asyncio.Event())
+        election = _election(settings, leadership)
+        tasks.append(asyncio.create_task(parts.auditor.run(settings.audit_seconds)))
+        tasks.append(asyncio.create_task(_lead(settings, parts, leadership)))
+        ends: list[asyncio.Future[Any]] = [asyncio.create_task(stop.wait()), watching, *tasks]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if stop.is_set():
             return 0
@@ -134,25 +147,42 @@ async def _primed(auditor: Auditor, stop: asyncio.Event) -> bool:
     return False
 
 
-def _election(settings: Settings, won: asyncio.Event, lost: asyncio.Event) -> LeaderElection:
+def _election(settings: Settings, leadership: Leadership) -> LeaderElection:
     loop = asyncio.get_running_loop()
     identity = f"{settings.pod_name}_{uuid.uuid4().hex[:8]}"
 
-    def tell(event: asyncio.Event) -> None:
-        loop.call_soon_threadsafe(event.set)
+    def tell(leads: bool) -> None:
+        loop.call_soon_threadsafe(leadership.set, leads)
 
     lease = KubernetesLease(settings.lease_namespace, settings.lease_name)
-    election = LeaderElection(lease, identity, partial(tell, won), partial(tell, lost))
+    election = LeaderElection(lease, identity, partial(tell, True), partial(tell, False))
     election.start()
     return election
 
 
-async def _work(settings: Settings, parts: Parts, won: asyncio.Event) -> None:
-    """A standby audits its memory; the leader reconciles and asks trainers too."""
-    async with asyncio.TaskGroup() as group:
-        group.create_task(parts.auditor.run(settings.audit_seconds))
-        await won.wait()
+async def _lead(settings: Settings, parts: Parts, leadership: Leadership) -> None:
+    """Works while it holds the Lease. Losing it aborts every write; the memory stays warm for the next time."""
+    while True:
+        await leadership.won.wait()
         parts.metrics.leader.set(1)
+        for key in parts.store.jobs:
+            parts.queue.add(key)
+        duty = asyncio.create_task(_duty(settings, parts))
+        end = asyncio.create_task(leadership.lost.wait())
+        try:
+            await asyncio.wait({duty, end}, return_when=asyncio.FIRST_COMPLETED)
+            if duty.done():
+                await duty
+        finally:
+            parts.metrics.leader.set(0)
+            for task in (duty, end):
+                task.cancel()
+            await asyncio.gather(duty, end, return_exceptions=True)
+
+
+async def _duty(settings: Settings, parts: Parts) -> None:
+    """What the leader does."""
+    async with asyncio.TaskGroup() as group:
         group.create_task(run_workers(parts.controller, settings.workers))
         group.create_task(parts.poller.run())
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
-from support.operating import Operator, Place
+from support.operating import SYSTEM, Operator, Place
 from support.waiting import Object, eventually
 
 URI = "s3://models/dog/"
@@ -255,6 +255,25 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_job(place: Place, operato
     names = sorted(j.metadata.name for j in place.batch.list_namespaced_job(place.name).items)
     assert names == ["before", "meanwhile"]
     assert [e.reason for e in place.events("before")].count("Accepted") == 1
+
+
+def test_who_loses_the_lease_stands_by_and_comes_back(place: Place, operator: Operator) -> None:
+    """Without a restart, and without a write in between."""
+    leases = client.CoordinationV1Api(place.api)
+    thief = {"holderIdentity": "thief", "renewTime": "2026-01-01T00:00:00.000000Z"}
+    leases.patch_namespaced_lease("finetune-operator", SYSTEM, {"spec": thief})
+    eventually(lambda: expect_leader(operator, "0.0"), seconds=30)
+    watched = place.submit("dog")
+    assert operator.get("/readyz") == "ok"
+    assert operator.get("/healthz") == "ok"
+    with pytest.raises(ApiException, match="not found"):
+        place.batch.read_namespaced_job("dog", place.name)
+    eventually(lambda: expect_leader(operator, "1.0"), seconds=40)
+    watched.until(has("Accepted", "True", "Accepted"), seconds=30, what="the job made without a leader")
+
+
+def expect_leader(operator: Operator, value: str) -> None:
+    assert f"finetune_operator_leader {value}" in operator.get("/metrics").splitlines()
 
 
 def test_the_chart_grants_every_right_that_was_needed(operator: Operator) -> None:

@@ -124,8 +124,11 @@ def test_who_cannot_renew_it_stops_before_another_may_begin(monkeypatch: pytest.
     assert won.wait(5)
     server.broken.set()
     assert lost.wait(5)
-    first.stop()
     assert server.holder == "a", "it runs out by itself"
+    won.clear()
+    server.broken.clear()
+    assert won.wait(5), "who has lost it tries to win it again"
+    first.stop()
 
 
 def test_a_short_outage_is_borne(monkeypatch: pytest.MonkeyPatch) -> None:

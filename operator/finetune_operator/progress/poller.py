@@ -47,7 +47,8 @@ class ProgressPoller:
         self._busy: set[str] = set()
 
     async def run(self) -> None:
-        """Runs until it is cancelled."""
+        """Runs until it is cancelled; may be run again then."""
+        self._busy.clear()
         async with asyncio.TaskGroup() as group:
             while True:
                 for pod in self.due():
