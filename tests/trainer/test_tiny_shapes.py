@@ -94,7 +94,7 @@ def test_the_classifier_takes_tensors_and_other_sides_and_refuses_the_rest(class
     as_floats = classifier.classify(torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255)
     torch.testing.assert_close(as_bytes.features, as_floats.features)
     with pytest.raises(ValueError, match=r"give uint8 \[N, H, W, 3\]"):
-        classifier.classify(np.zeros((1, 3, 64, 64), dtype=np.float32))
+        classifier.classify(np.zeros((1, 64, 64, 3), dtype=np.float32))
 
 
 def test_the_recorded_gates_are_the_scripts_and_say_truly_which_are_met() -> None:

@@ -9,7 +9,7 @@ import typer
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from finetune_trainer.builtin.classifier import load_classifier, save_classifier
-from finetune_trainer.builtin.vocabulary import SHAPES
+from finetune_trainer.builtin.vocabulary import COLOURS, SHAPES
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -100,8 +100,8 @@ def gates(model: Model, seed: Seed = 7) -> None:
 def contact_sheet(model: Model, out: Out, seed: Seed = 7) -> None:
     """Eight shapes in six pairs of colours, each generated from its full caption, as one PNG."""
     diffusers_logging.set_verbosity_error()
-    rng = np.random.default_rng(seed)
-    rows = [pick_colours(rng, 2) for _ in range(6)]
+    names = pick_colours(np.random.default_rng(seed), len(COLOURS))
+    rows = [(names[i], names[(i + 5) % len(names)]) for i in range(6)]
     contents = [Shape(shape, colour, background) for colour, background in rows for shape in SHAPES]
     pipe = load_pipeline(model)
     save_grid(paint(pipe, [full_caption(content) for content in contents], seed, steps=25), len(SHAPES), out)
