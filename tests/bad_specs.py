@@ -100,7 +100,7 @@ BAD_SPECS = [
     lora("rank", "sixteen", "must be of type integer", "valid integer"),
     lora("alpha", 0, "should be greater than 0", "greater than 0"),
     lora("dropout", 0.1, "dropout is not carried out yet"),
-    lora("targets", ["attention", "convolution"], "targets can only be 'attention' so far"),
+    lora("targets", [], "spec.method.lora.targets", "at least 1 item"),
     lora("targets", ["everything"], ENUM, "Input should be 'attention'"),
     lora("useDora", True, "useDora can only be false so far"),
     lora("useRslora", True, "useRslora can only be false so far"),

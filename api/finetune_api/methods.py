@@ -58,7 +58,6 @@ class LoraSpec(Model):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         NotYet("dropout", "remove the field"),
-        NotYet("targets", "use attention", allowed=("attention",), many=True),
         NotYet("useDora", "remove the field", allowed=(False,)),
         NotYet("useRslora", "remove the field", allowed=(False,)),
         NotYet("trainTextEncoder", "remove the field", allowed=(False,)),
@@ -77,7 +76,7 @@ class LoraSpec(Model):
     targets: Annotated[
         tuple[Literal["attention", "feedForward", "convolution"], ...], Field(min_length=1, max_length=3)
     ] = ("attention",)
-    """Which layers get matrices."""
+    """Which layers get matrices. Attention is enough for large models; small ones need the others too."""
     use_dora: bool = False
     """Weight-decomposed LoRA (DoRA)."""
     use_rslora: bool = False

@@ -1,4 +1,4 @@
-"""LoRA: low-rank matrices beside the frozen attention layers of the denoiser (https://arxiv.org/abs/2106.09685)."""
+"""LoRA: low-rank matrices beside the frozen layers of the denoiser (https://arxiv.org/abs/2106.09685)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from finetune_trainer.data.draw import Purpose, draw
 from finetune_trainer.families.base import Family
 from finetune_trainer.methods.base import AdapterWeights, Needs, ParameterGroup
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+# Ends of module names in Diffusers' UNet, by the API's words for them.
+TARGETS = {
+    "attention": ("to_q", "to_k", "to_v", "to_out.0"),
+    "feedForward": ("ff.net.0.proj", "ff.net.2"),
+    "convolution": ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"),
+}
 
 
 class Lora:
@@ -23,7 +28,8 @@ class Lora:
     def __init__(self, spec: LoraSpec, seed: int) -> None:
         alpha = float(spec.rank) if spec.alpha is None else spec.alpha
         self._rank, self._seed = spec.rank, seed
-        self._config = LoraConfig(r=spec.rank, lora_alpha=alpha, target_modules=list(ATTENTION))
+        self._modules = sorted(module for target in spec.targets for module in TARGETS[target])
+        self._config = LoraConfig(r=spec.rank, lora_alpha=alpha, target_modules=self._modules)
         self._part = ""
         self._denoiser: nn.Module | None = None
 
@@ -56,7 +62,7 @@ class Lora:
         config = {
             "r": self._rank,
             "lora_alpha": self._config.lora_alpha,
-            "target_modules": sorted(ATTENTION),
+            "target_modules": self._modules,
             "peft_type": "LORA",
         }
         return AdapterWeights({self._part: tensors}, {self._part: config})
