@@ -119,6 +119,14 @@ CASES = [
         ["Started", "Interrupted"],
     ),
     Case(
+        "a pod that has ended well is no restart while the Job has yet to say so",
+        observed(begun(), child=child(), pods=(ended(0, RESULT),)),
+        "Running",
+        [],
+        {"PodsReady": ("True", "Running"), "Succeeded": ("Unknown", "InProgress")},
+        ["Started"],
+    ),
+    Case(
         "success with a result",
         observed(begun(), child=child(complete=True, finished_at=at(-1)), pods=(ended(0, RESULT),)),
         "Succeeded",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from finetune_api.progress import Result
 from finetune_api.status import AttemptStatus
@@ -25,6 +26,13 @@ def result_of(pod: PodState, job_uid: str) -> Result | None:
     except ValidationError:
         return None
     return result if result.run_uid == job_uid else None
+
+
+def at_work(pod: PodState) -> PodState:
+    """A pod that has ended well counts as at work until the Job says so too: it is about to."""
+    if pod.exit_code != 0 or pod.gone:
+        return pod
+    return replace(pod, phase="Running", running=True, exit_code=None, finished_at=None)
 
 
 def attempts_of(recorded: Iterable[AttemptStatus], pods: Iterable[PodState], job_uid: str) -> list[AttemptStatus]:

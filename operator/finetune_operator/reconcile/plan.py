@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 from finetune_operator.policies import outcome as outcomes
 from finetune_operator.policies import retry
 from finetune_operator.policies.acceptance import Refused, accept
-from finetune_operator.policies.attempts import attempts_of, result_of
+from finetune_operator.policies.attempts import at_work, attempts_of, result_of
 from finetune_operator.policies.deadline import active_seconds, effective_deadline
 from finetune_operator.policies.readiness import MOUNT_PATIENCE, Readiness, may_hang, no, readiness
 from finetune_operator.policies.start_deadline import seconds_to_start
@@ -60,9 +61,10 @@ class _Planner:
     """One pass over a job that has not ended. Holds what the steps share; lives as long as the call of plan()."""
 
     def __init__(self, seen: Observed, now: datetime) -> None:
-        self.seen = seen
-        self.now = now
         self.child = seen.own_child
+        ending = self.child is not None and self.child.finished_at is None
+        self.seen = replace(seen, pods=tuple(map(at_work, seen.pods))) if ending else seen
+        self.now = now
         self.draft = StatusDraft(seen.status, seen.generation, now)
         self.actions: list[Action] = []
         self.timers: list[float] = []
