@@ -74,9 +74,9 @@ def test_it_draws_the_shape_and_the_colour_that_a_caption_names(
     pipe: StableDiffusionPipeline, classifier: Classifier
 ) -> None:
     scores = gates.caption_scores(pipe, classifier, gates.pick_contents(64, seed=12), seed=12, steps=20)
-    # 64 pictures of a model at 95 %: fewer than 88 % right happens once in fifty.
-    assert scores["shape and colour"] >= 0.88, scores
-    assert scores["background"] >= 0.88, scores
+    # It gets all of 512 right (gates.json), so the gate's own limit leaves room for other hardware's rounding.
+    assert scores["shape and colour"] >= gates.MIN_RIGHT, scores
+    assert scores["background"] >= gates.MIN_RIGHT, scores
 
 
 def test_the_classifier_tells_the_subject_from_a_circle_and_from_other_faces(classifier: Classifier) -> None:
