@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from finetune_trainer.evaluation.drawing import draw_pictures, noise_of
 from finetune_trainer.exports import export_weights
 from finetune_trainer.families import Family
 from finetune_trainer.families.sd import drawing_scheduler
 from safetensors.torch import load_file
 from support.training import make_run, train_once
+from torch import nn
 
 LAYERS = [
     f"unet.{block}.transformer_blocks.0.{attention}.{layer}"
@@ -56,13 +57,22 @@ def drawn_latents(pipeline: StableDiffusionPipeline, noise: torch.Tensor) -> tor
     return pipeline(PROMPT, num_inference_steps=2, latents=noise, output_type="latent", generator=generator).images
 
 
+ALL = ["attention", "feedForward", "convolution"]
+
+
 @pytest.mark.parametrize(
-    ("alpha", "dtype", "tolerance"), [(None, "fp32", 1e-4), (1.0, "fp32", 1e-4), (1.0, "fp16", 5e-3)]
+    ("settings", "dtype", "tolerance"),
+    [
+        ({}, "fp32", 1e-4),
+        ({"alpha": 1.0}, "fp32", 1e-4),
+        ({"alpha": 1.0}, "fp16", 5e-3),
+        ({"alpha": 2.0, "targets": ALL}, "fp32", 1e-4),
+    ],
 )
 def test_lora_loads_into_the_base_model(
-    alpha: float | None, dtype: str, tolerance: float, tiny_sd: Path, pictures: Path, tmp_path: Path
+    settings: dict[str, object], dtype: str, tolerance: float, tiny_sd: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    method = {"lora": {"prompt": PROMPT, "rank": 4} | ({"alpha": alpha} if alpha else {})}
+    method = {"lora": {"prompt": PROMPT, "rank": 4} | settings}
     run = make_run(method=method, training={"learningRate": 0.05}, output={"dtype": dtype})
     family, outcome = train_once(run, tiny_sd, pictures, tmp_path)
     (file,) = export_weights(run, family, outcome.method, tmp_path / "out")
@@ -94,6 +104,23 @@ def test_lora_file_has_these_keys_and_says_rank_and_alpha(tiny_sd: Path, picture
         "unet.r": 4,
         "unet.target_modules": ["to_k", "to_out.0", "to_q", "to_v"],
     }
+
+
+def test_each_kind_of_layer_gets_matrices(tiny_sd: Path, pictures: Path, tmp_path: Path) -> None:
+    """A name that matched nothing would be passed over in silence."""
+    found = {}
+    for target in ALL:
+        run = make_run(method={"lora": {"prompt": PROMPT, "targets": [target]}}, training={"steps": 1})
+        family, outcome = train_once(run, tiny_sd, pictures, tmp_path / target)
+        (file,) = export_weights(run, family, outcome.method, tmp_path / target / "out")
+        found[target] = {key.rpartition(".lora_")[0].removeprefix("unet.") for key in load_file(file)}
+    layers = dict(UNet2DConditionModel.from_pretrained(tiny_sd / "unet").named_modules())
+    blocks = {name for name, layer in layers.items() if isinstance(layer, nn.Linear) and ".transformer_blocks." in name}
+    assert found["attention"] | found["feedForward"] == blocks
+    assert found["attention"] == {name for name in blocks if ".attn" in name}
+    outer = ("conv_in", "conv_out", "proj_in", "proj_out")
+    convolutions = {name for name, layer in layers.items() if isinstance(layer, nn.Conv2d)}
+    assert found["convolution"] == {name for name in convolutions if not name.endswith(outer)}
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-4), ("fp16", 5e-3)])
