@@ -26,7 +26,9 @@ class Judgement:
 
 
 def base_pipeline() -> StableDiffusionPipeline:
-    return quiet(StableDiffusionPipeline.from_pretrained(open_builtin(BASE), use_safetensors=True))
+    return quiet(
+        StableDiffusionPipeline.from_pretrained(open_builtin(BASE), use_safetensors=True, torch_dtype=torch.float32)
+    )
 
 
 def lora_pipeline(weights: Path) -> StableDiffusionPipeline:
@@ -36,7 +38,7 @@ def lora_pipeline(weights: Path) -> StableDiffusionPipeline:
 
 
 def full_pipeline(folder: Path) -> StableDiffusionPipeline:
-    return quiet(StableDiffusionPipeline.from_pretrained(folder, use_safetensors=True))
+    return quiet(StableDiffusionPipeline.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32))
 
 
 def quiet(pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+import yaml
 from jobs import Job, condition, example, has
 from support.cluster import Cluster, Namespace
 
@@ -99,20 +99,21 @@ def test_is_named_with_field_and_remedy(fault: Fault, namespace: Namespace) -> N
 
 def test_image_that_cannot_be_pulled(cluster: Cluster, namespace: Namespace) -> None:
     """It is said which image and why; the job fails at its start deadline, not never."""
-    profile = namespace.name
-    broken: dict[str, Any] = {"image": "registry.invalid/finetune-trainer:none"}
-    cluster.kubectl(
-        "apply", "--filename", "-",
-        stdin=f"{{apiVersion: finetune.dev/v1alpha1, kind: FineTuneProfile, metadata: {{name: {profile[:40]}}}, "
-        f"spec: {{image: '{broken['image']}'}}}}",
-    )  # fmt: skip
+    image = "registry.invalid/finetune-trainer:none"
+    profile = {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneProfile",
+        "metadata": {"name": namespace.name},
+        "spec": {"image": image},
+    }
+    cluster.kubectl("apply", "--filename", "-", stdin=yaml.safe_dump(profile))
     try:
-        job = example("finetunejob.yaml", namespace, profileName=profile[:40], runPolicy={"startDeadlineSeconds": 45})
+        job = example("finetunejob.yaml", namespace, profileName=namespace.name, runPolicy={"startDeadlineSeconds": 45})
         namespace.apply(job)
         watched = namespace.job("figure")
         waiting = watched.until(has("PodsReady", "False", "ImagePullFailed"), seconds=60, what="ImagePullFailed")
-        assert broken["image"] in condition(waiting, "PodsReady")["message"]
+        assert image in condition(waiting, "PodsReady")["message"]
         failed = watched.until(has("Failed", "True", "StartDeadlineExceeded"), seconds=120, what="the deadline")
         assert failed["status"]["phase"] == "Failed"
     finally:
-        cluster.kubectl("delete", "finetuneprofile", profile[:40])
+        cluster.kubectl("delete", "finetuneprofile", namespace.name)
