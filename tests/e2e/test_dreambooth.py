@@ -12,7 +12,7 @@ from support.cluster import Namespace
 
 # Of 64 pictures each, drawn from the same noise.
 FIDELITY_MARGIN = 0.5
-LEAK_MARGIN = 0.2
+LEAK_MARGIN = 0.15
 CLASS_PROMPT = "a circle"
 
 
