@@ -39,7 +39,8 @@ def train(out: Out, work: Work = Path("tiny-shapes-work"), seed: Seed = 0, steps
     diffusers_logging.set_verbosity_error()
     join_workers()
     work.mkdir(parents=True, exist_ok=True)
-    console.print(f"Training on {device()}; checkpoints in {work}, the model goes to {out}.")
+    if rank() == 0:
+        console.print(f"Training on {device()}; checkpoints in {work}, the model goes to {out}.")
     if not (work / "vae").exists():
         trained = train_vae(work, seed)
         if rank() == 0:
