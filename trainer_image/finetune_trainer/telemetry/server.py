@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,8 @@ from prometheus_client.exposition import choose_encoder
 
 from finetune_trainer.errors import RunError
 from finetune_trainer.telemetry.board import Board
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -56,6 +60,11 @@ def serving(port: int, board: Board, registry: CollectorRegistry) -> Iterator[in
             if self.address_family == socket.AF_INET6:
                 self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             super().server_bind()
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            """A reader that hung up first is no news either; the rest goes to the log, not to standard error."""
+            if not isinstance(sys.exception(), ConnectionError):
+                logger.exception("cannot answer %s", client_address)
 
     try:
         server = Server(("", port), Handler)
