@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 STEP   := hack/step.sh
+# Threads that wait must not spin: training beside anything else would take many times as long.
+export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint generate images kind-up kind-down

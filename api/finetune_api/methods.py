@@ -25,7 +25,7 @@ class ClassImagesSpec(Model):
     guidance_scale: Annotated[float, Field(ge=1, le=50)] = 7.5
     """Classifier-free guidance; 1 is none."""
     batch_size: Annotated[int, Field(ge=1, le=256)] = 4
-    """Pictures drawn at once. It changes the speed, never the pictures."""
+    """Pictures drawn at once. It changes the speed, and the pictures by no more than rounding."""
 
 
 class PriorPreservationSpec(Model):
