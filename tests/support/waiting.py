@@ -64,4 +64,6 @@ class Watched:
                 if error.status != 410:
                     raise
         status = yaml.safe_dump(last.get("status", "there was no such object"), sort_keys=False)
-        raise AssertionError(f"{self._name}: {what} did not come within {seconds * PATIENCE:.0f} s. Its status:\n{status}")
+        raise AssertionError(
+            f"{self._name}: {what} did not come within {seconds * PATIENCE:.0f} s. Its status:\n{status}"
+        )
