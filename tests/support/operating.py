@@ -51,16 +51,24 @@ class ChartRights:
             *shown,
         ]
         rendered = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        kubectl = ["kubectl", "--kubeconfig", str(admin)]
-        namespace = f"{{apiVersion: v1, kind: Namespace, metadata: {{name: {SYSTEM}}}}}"
-        subprocess.run([*kubectl, "apply", "-f", "-"], input=namespace, text=True, check=True, capture_output=True)
-        subprocess.run([*kubectl, "apply", "-f", "-"], input=rendered, text=True, check=True, capture_output=True)
-        create = [*kubectl, "create", "token", "finetune-operator", "--namespace", SYSTEM, "--duration=2h"]
-        token = subprocess.run(create, check=True, capture_output=True, text=True).stdout.strip()
+        namespace = yaml.safe_dump({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM}})
+        for documents in (namespace, rendered):
+            # a control plane of a few seconds' age may refuse what it takes a moment later
+            eventually(lambda documents=documents: _kubectl(admin, "apply", "-f", "-", given=documents), seconds=30)
+        create = ("create", "token", "finetune-operator", "--namespace", SYSTEM, "--duration=2h")
+        token = eventually(lambda: _kubectl(admin, *create), seconds=30).strip()
         mine = yaml.safe_load(admin.read_text())
         mine["users"] = [{"name": user["name"], "user": {"token": token}} for user in mine["users"]]
         self.path.write_text(yaml.safe_dump(mine))
         self.path.chmod(0o600)
+
+
+def _kubectl(kubeconfig: Path, *arguments: str, given: str = "") -> str:
+    """Standard output. Raises AssertionError with what kubectl says."""
+    command = ["kubectl", "--kubeconfig", str(kubeconfig), *arguments]
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(arguments)}: {done.stderr.strip()}"
+    return done.stdout
 
 
 @dataclass
