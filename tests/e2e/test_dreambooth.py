@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import pytest
 from jobs import download, ended, example, has, named
 from judging import base_pipeline, full_pipeline, judge
 from support.cluster import Namespace
@@ -16,7 +17,9 @@ LEAK_MARGIN = 0.15
 CLASS_PROMPT = "a circle"
 
 
-def test_learns_and_prior_preservation_lowers_the_leak(namespace: Namespace, s3: Any, tmp_path: Path) -> None:
+def test_learns_and_prior_preservation_lowers_the_leak(
+    namespace: Namespace, s3: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with_prior = example("dreambooth.yaml", namespace)
     without = named(with_prior, "without-prior")
     without["spec"]["method"] = copy.deepcopy(with_prior["spec"]["method"])
@@ -32,10 +35,10 @@ def test_learns_and_prior_preservation_lowers_the_leak(namespace: Namespace, s3:
         results = download(s3, done, tmp_path / name)
         pipeline = full_pipeline(results.weights)
         judged[name] = (judge(pipeline, prompt), judge(pipeline, CLASS_PROMPT))
-    for name, (subject, other) in judged.items():
-        print(
-            f"{name}: fidelity {subject.subject:.2f}; {CLASS_PROMPT}: leak {other.subject:.2f}, kept {other.circle:.2f}"
-        )
+    with capsys.disabled():
+        print()
+        for name, (subject, other) in judged.items():
+            print(f"{name}: fidelity {subject.subject:.2f}, leak {other.subject:.2f}, circles kept {other.circle:.2f}")
 
     base, preserved, plain = (judged[n] for n in ("base", "figure-dreambooth", "without-prior"))
     assert preserved[0].subject >= base[0].subject + FIDELITY_MARGIN

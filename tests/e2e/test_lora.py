@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from jobs import Results, condition, download, ended, example, has, step
-from judging import base_pipeline, judge, lora_pipeline
+from judging import PICTURES, base_pipeline, judge, lora_pipeline
 from support.cluster import OPERATOR_NAMESPACE, Cluster, Namespace, fresh_namespace
 from support.prometheus import Prometheus, dashboard_queries
 from support.waiting import eventually
@@ -73,11 +73,12 @@ def test_each_transition_has_an_event(lora: Done) -> None:
         assert reason in reasons, reasons
 
 
-def test_it_learned(lora: Done) -> None:
+def test_it_learned(lora: Done, capsys: pytest.CaptureFixture[str]) -> None:
     """The published file, loaded by Diffusers, draws the subject where the base model does not."""
     prompt = lora.job["spec"]["method"]["lora"]["prompt"]
     base, tuned = judge(base_pipeline(), prompt), judge(lora_pipeline(lora.results.weights), prompt)
-    print(f"subject fidelity: base {base.subject:.2f}, LoRA {tuned.subject:.2f}")
+    with capsys.disabled():
+        print(f"\nsubject fidelity of {PICTURES} pictures: base {base.subject:.2f}, LoRA {tuned.subject:.2f}")
     assert tuned.subject >= base.subject + FIDELITY_MARGIN
 
 
