@@ -29,7 +29,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "examples/subjects/figure"
-STEPS, ROUNDS, BATCH = 40, 5, 4
+STEPS, ROUNDS, BATCH = 40, 3, 4
 TECHNIQUES = {"lora": {"prompt": "a photo of a sks circle"}, "dreamBooth": {"prompt": "a photo of a sks circle"}}
 
 
