@@ -1,4 +1,5 @@
-"""Why is nothing running? Each obstacle is named in a condition, in the platform's words, within 15 seconds."""
+"""Why is nothing running? Each obstacle is named in a condition, in the platform's words. How soon is not asserted here:
+the deadlines are `support.waiting`'s, which gives a busy machine more time."""
 
 from __future__ import annotations
 
