@@ -1,4 +1,4 @@
-"""Why is nothing running? Each obstacle is named in a condition, in the platform's words. How soon is not asserted here:
+"""Why is nothing running? Each obstacle is named in a condition, in the platform's words. How soon is not asserted:
 the deadlines are `support.waiting`'s, which gives a busy machine more time."""
 
 from __future__ import annotations
