@@ -136,7 +136,7 @@ BAD_SPECS = [
     Bad("spec.training", {"loss": {"minSnrGamma": 5}}, "minSnrGamma is not carried out yet"),
     Bad("spec.training", {"loss": {"noiseOffset": 0.1}}, "noiseOffset is not carried out yet"),
     # --- the rest
-    Bad("spec.engine", {"nodes": 2}, "nodes can only be 1 so far"),
+    Bad("spec.engine", {"nodes": 65}, "should be less than or equal to 64", laptop_says="less than or equal to 64"),
     Bad("spec.engine", {"offloadOptimizer": "Cpu"}, "offloadOptimizer can only be 'None' so far"),
     Bad("spec.checkpoints", {"everySeconds": 1}, BELOW + " 5", laptop_says="greater than or equal to 5"),
     Bad("spec.exports", {"everySteps": 100}, "exports is not carried out yet"),
@@ -144,6 +144,6 @@ BAD_SPECS = [
     Bad("spec.validation", {"everySteps": 10}, "everySteps is not carried out yet"),
     Bad("spec.validation", {"prompts": ["x"] * 17}, "must have at most 16 items", laptop_says="at most 16 items"),
     Bad("spec.runPolicy", {"retries": -1}, BELOW + " 0", laptop_says="greater than or equal to 0"),
-    Bad("spec.runPolicy", {"queueName": "gpus"}, "queueName is not carried out yet"),
+    Bad("spec.runPolicy", {"priorityClass": "high"}, "priorityClass needs queueName"),
     Bad("spec.runPolicy", {"activeDeadlineSeconds": 0}, BELOW, laptop_says="greater than or equal to 1"),
 ]

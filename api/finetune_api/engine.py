@@ -19,8 +19,6 @@ class EngineSpec(Model):
     """Processes, nodes and offload."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        NotYet("nodes", "use 1", allowed=(1,)),
-        NotYet("processesPerNode", "use 1", allowed=(1,)),
         NotYet("offloadOptimizer", "use None", allowed=("None",)),
         NotYet("offloadParameters", "use None", allowed=("None",)),
     )

@@ -39,7 +39,9 @@ class FineTuneJobSpec(Model):
                 "validation",
                 "samples",
                 "output",
+                "image",
                 "serviceAccountName",
+                "operatorClass",
             )
         ),
     )
@@ -66,11 +68,17 @@ class FineTuneJobSpec(Model):
     """Pictures made with the finished weights."""
     output: OutputSpec
     """Where the weights go."""
+    image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """Image of the trainer, one of those that the profile allows. Default: the profile's."""
     service_account_name: ObjectName | None = None
     """Service account of the training pod, for workload identity; the profile must allow it. Default: an account
     without a token."""
+    suspend: bool = False
+    """Stop and free the resources; set to false to go on from the last checkpoint."""
     run_policy: RunPolicySpec | None = None
-    """Suspension, retries, deadlines, clean-up."""
+    """Queue, retries, deadlines, clean-up."""
+    operator_class: ObjectName | None = None
+    """Which operator serves the job, where there are several. Default: the one without a class."""
 
 
 class FineTuneJob(Model):

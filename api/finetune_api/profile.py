@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -11,7 +11,6 @@ from finetune_api.engine import EngineSpec, Resources
 from finetune_api.metadata import Metadata
 from finetune_api.methods import ClassImagesSpec
 from finetune_api.outputs import CheckpointsSpec, ValidationSpec
-from finetune_api.rules import NotYet, Rule
 from finetune_api.storage import Storage
 from finetune_api.training import TrainingSpec
 
@@ -65,10 +64,17 @@ class ProfileLimits(Model):
 
     max_steps: Steps | None = None
     """Most optimizer steps."""
+    max_nodes: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Most pods that train together."""
     max_active_deadline_seconds: Seconds | None = None
     """Longest deadline; it is also the deadline of a job that names none."""
     allowed_namespaces: Annotated[tuple[ObjectName, ...], Field(min_length=1, max_length=256)] | None = None
     """Namespaces whose jobs may use the profile. Default: all."""
+    allowed_images: (
+        Annotated[tuple[Annotated[str, Field(min_length=1, max_length=512)], ...], Field(min_length=1, max_length=64)]
+        | None
+    ) = None
+    """Images of the trainer that a job may name besides the profile's. Default: none."""
     allowed_endpoints: Annotated[tuple[Endpoint, ...], Field(min_length=1, max_length=64)] | None = None
     """S3 endpoints that a job may name. Default: any."""
     allowed_secret_names: Annotated[tuple[ObjectName, ...], Field(min_length=1, max_length=64)] | None = None
@@ -79,8 +85,6 @@ class ProfileLimits(Model):
 
 class FineTuneProfileSpec(Model):
     """Image, resources, placement, defaults and limits."""
-
-    rules: ClassVar[tuple[Rule, ...]] = (NotYet("nodeLost", "use Wait", allowed=("Wait",)),)
 
     is_default: bool = False
     """Used by jobs that name no profile. One profile of the cluster should have it."""
@@ -106,8 +110,9 @@ class FineTuneProfileSpec(Model):
     """Size limit of the pod's scratch volume. Default: 20Gi."""
     termination_grace_period_seconds: Annotated[int, Field(ge=10, le=3600)] | None = None
     """Time a pod has to save its state when it is stopped. Default: 120, for dreamBooth 600."""
-    node_lost: Literal["ForceDelete", "Wait"] = "Wait"
-    """What happens to a pod on a node that no longer answers."""
+    node_lost: Literal["ForceDelete", "Wait"] = "ForceDelete"
+    """What happens to a pod that a node which no longer answers cannot end: it is deleted by force two minutes after its
+    grace is over, so that the job goes on elsewhere, or a person decides. Default: ForceDelete."""
     defaults: ProfileDefaults | None = None
     """Used where a job says nothing."""
     limits: ProfileLimits | None = None

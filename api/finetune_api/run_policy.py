@@ -1,4 +1,5 @@
-"""spec.runPolicy: when a job waits, gives up, and is cleaned away. The only part that may change after creation."""
+"""spec.runPolicy: when a job waits, gives up, and is cleaned away. With spec.suspend the only part that may change after
+creation."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, StringConstraints
 
 from finetune_api.base import Model, Seconds
-from finetune_api.rules import Immutable, NotYet, Rule
+from finetune_api.rules import Immutable, Requires, Rule
 
 LabelValue = Annotated[
     str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
@@ -15,17 +16,14 @@ LabelValue = Annotated[
 
 
 class RunPolicySpec(Model):
-    """Suspension, retries and deadlines."""
+    """Queue, retries and deadlines."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        NotYet("queueName", "remove the field"),
-        NotYet("priorityClass", "remove the field"),
+        Requires("priorityClass", "queueName", "the priority is that of the Workload which Kueue makes"),
         Immutable("queueName"),
         Immutable("priorityClass"),
     )
 
-    suspend: bool = False
-    """Stop and free the resources; set to false to go on from the last checkpoint."""
     retries: Annotated[int, Field(ge=0, le=100)] = 3
     """How often a pod that failed for no fault of yours is started again. Interruptions do not count."""
     active_deadline_seconds: Seconds | None = None
@@ -35,6 +33,6 @@ class RunPolicySpec(Model):
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
     """Delete the job this long after its end; the weights stay. Default: never."""
     queue_name: LabelValue | None = None
-    """Kueue LocalQueue that admits the job."""
+    """Kueue LocalQueue that admits the job. The Job is created suspended, and Kueue starts it."""
     priority_class: LabelValue | None = None
-    """Kueue WorkloadPriorityClass."""
+    """Kueue WorkloadPriorityClass of the job."""

@@ -80,6 +80,10 @@ class AttemptStatus(StatusModel):
     """When its container ended."""
     exit_code: int | None = None
     """Exit code of the trainer."""
+    step: Int32 | None = None
+    """Optimizer steps that were done when it was last heard of."""
+    resumed_from_step: Int32 | None = None
+    """Step at which it went on; 0 when it began at the start."""
     reason: Annotated[str, Field(max_length=128)] | None = None
     """How it ended: Succeeded, Interrupted, BadData, BadConfiguration, Error …"""
     message: Text | None = None
@@ -139,8 +143,14 @@ class FineTuneJobStatus(StatusModel):
     """The last 20 pods that worked on it."""
     retries: Int32 | None = None
     """Attempts that failed and counted."""
+    interruptions: Int32 | None = None
+    """Attempts that were cut short and did not count: eviction, preemption, a lost node or peer."""
+    lost_steps: Int32 | None = None
+    """Steps that had to be done again after all failures and interruptions, as far as they were heard of."""
     active_seconds: Int32 | None = None
-    """Seconds from the start to the last suspension, earlier suspensions left out. activeDeadlineSeconds counts on."""
+    """Seconds of activity that have ended: time spent suspended or in a queue is left out."""
+    active_since: Annotated[str, Field(max_length=64)] | None = None
+    """Since when it has been active; none while it is suspended or queued. activeDeadlineSeconds counts both."""
     resolved: ResolvedStatus | None = None
     """What the job was made of."""
     artifacts: ArtifactsStatus | None = None

@@ -87,13 +87,15 @@ CHANGES = [
     ("output", {"uri": "s3://elsewhere/x/"}, "output cannot be changed after creation"),
     ("training", {"steps": 10}, "training cannot be changed after creation"),
     ("profileName", "other", "profileName cannot be changed after creation"),
-    ("runPolicy", {"suspend": True, "retries": 9, "ttlSecondsAfterFinished": 1, "activeDeadlineSeconds": 9}, None),
+    ("operatorClass", "other", "operatorClass cannot be changed after creation"),
+    ("suspend", True, None),
+    ("runPolicy", {"retries": 9, "ttlSecondsAfterFinished": 1, "activeDeadlineSeconds": 9}, None),
     ("runPolicy", {"startDeadlineSeconds": 60}, None),
 ]
 
 
 @pytest.mark.parametrize(("field", "value", "says"), CHANGES, ids=lambda v: str(v)[:30])
-def test_only_the_run_policy_changes_after_creation(
+def test_only_suspend_and_the_run_policy_change_after_creation(
     api: client.CustomObjectsApi, field: str, value: object, says: str | None
 ) -> None:
     thing = copy.deepcopy(GOOD)

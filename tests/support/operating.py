@@ -188,9 +188,10 @@ class Place:
         self.custom.create_namespaced_custom_object("finetune.dev", "v1alpha1", self.name, "finetunejobs", body)
         return Watched(self.api, self.name, name)
 
-    def edit(self, name: str, **run_policy: object) -> None:
+    def edit(self, name: str, suspend: bool | None = None, **run_policy: object) -> None:
         where = ("finetune.dev", "v1alpha1", self.name, "finetunejobs", name)
-        self.custom.patch_namespaced_custom_object(*where, {"spec": {"runPolicy": run_policy}})
+        spec = {} if suspend is None else {"suspend": suspend}
+        self.custom.patch_namespaced_custom_object(*where, {"spec": {**spec, "runPolicy": run_policy}})
 
     def delete(self, name: str) -> None:
         self.custom.delete_namespaced_custom_object("finetune.dev", "v1alpha1", self.name, "finetunejobs", name)

@@ -46,8 +46,8 @@ class World:
         self.ends: dict[str, str] = {}
         tiny = {"metadata": {"name": "tiny"}, "spec": {"image": IMAGE, "isDefault": True}}
         self.api.put_new(FINETUNEPROFILES, "", tiny)
-        for name, policy in (("a", {}), ("b", {"retries": 1}), ("c", {"suspend": True})):
-            self.submit(name, policy)
+        for name, more in (("a", {}), ("b", {"runPolicy": {"retries": 1}}), ("c", {"suspend": True})):
+            self.submit(name, more)
         self.operator: Controller | None = None
 
     def clock(self) -> datetime:
@@ -131,15 +131,15 @@ class World:
             assert owner is not None, f"{name} got a Job after it was deleted"
             assert made["metadata"]["ownerReferences"][0]["uid"] == uid_of(owner), f"{name} got its forerunner's Job"
             assert owner["status"].get("phase") not in ENDS, f"{name} got a Job after its end"
-            suspended = owner["spec"]["runPolicy"].get("suspend", False)
+            suspended = owner["spec"].get("suspend", False)
             assert not suspended, f"{name} got a Job while it was suspended"
         self.api.created.clear()
         events = [e for e in self.api.kind(EVENTS).values() if e["reason"] not in MAY_RECUR]
         told = [(e["regarding"]["uid"], e["reason"], e["note"]) for e in events]
         assert len(told) == len(set(told)), f"an Event was told twice: {told}"
 
-    def submit(self, name: str, policy: dict[str, Any]) -> None:
-        body = {"metadata": {"name": name}, "spec": spec(policy), "status": {}}
+    def submit(self, name: str, more: dict[str, Any]) -> None:
+        body = {"metadata": {"name": name}, "spec": spec(**more), "status": {}}
         self.api.put_new(FINETUNEJOBS, "art", body)
 
     def submit_anew(self, name: str) -> None:
@@ -149,8 +149,7 @@ class World:
 
     def suspend(self, name: str, suspend: bool) -> None:
         body = self.jobs()[name]
-        policy = {**body["spec"]["runPolicy"], "suspend": suspend}
-        self.api.change(FINETUNEJOBS, body, spec={**body["spec"], "runPolicy": policy})
+        self.api.change(FINETUNEJOBS, body, spec={**body["spec"], "suspend": suspend})
 
 
 async def schedule(seed: int) -> None:

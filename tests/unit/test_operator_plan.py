@@ -80,7 +80,7 @@ CASES = [
     ),
     Case(
         "a job that is created suspended is accepted, no more",
-        observed(spec=spec({"suspend": True})),
+        observed(spec=spec(suspend=True)),
         "Suspended",
         ["CreateSnapshot"],
         {"Accepted": ("True", "Accepted"), "Suspended": ("True", "Suspended")},
@@ -172,7 +172,7 @@ CASES = [
     ),
     Case(
         "suspension deletes the Job",
-        observed(begun(), spec=spec({"suspend": True}), child=child(), pods=(running(),)),
+        observed(begun(), spec=spec(suspend=True), child=child(), pods=(running(),)),
         "Running",
         ["DeleteChild"],
         {"Suspended": ("False", "Suspending")},
@@ -180,7 +180,7 @@ CASES = [
     ),
     Case(
         "suspension waits for pods",
-        observed(begun(), spec=spec({"suspend": True}), looked=True, snapshot=snapshot(), pods=(running(),)),
+        observed(begun(), spec=spec(suspend=True), looked=True, snapshot=snapshot(), pods=(running(),)),
         "Running",
         [],
         {"Suspended": ("False", "Suspending")},
@@ -188,7 +188,7 @@ CASES = [
     ),
     Case(
         "suspended when nothing is left",
-        observed(begun(), spec=spec({"suspend": True}), looked=True, snapshot=snapshot()),
+        observed(begun(), spec=spec(suspend=True), looked=True, snapshot=snapshot()),
         "Suspended",
         [],
         {"Suspended": ("True", "Suspended")},
@@ -306,7 +306,7 @@ def test_a_plan_that_was_carried_out_is_quiet(case: Case) -> None:
     [
         observed(begun()),
         observed(begun(SUSPENDED)),
-        observed(begun(), spec=spec({"suspend": True})),
+        observed(begun(), spec=spec(suspend=True)),
         observed(begun(), child=child(complete=True, finished_at=at(-1))),
         observed(begun(), child=child(complete=True, finished_at=at(-1)), pods=(running(),)),
         observed(begun(), child=child(), pods=(pod(),), mount_failure="configmap not found"),
@@ -353,7 +353,7 @@ def test_another_jobs_job_is_never_touched() -> None:
     foreign = child(owner_uid="somebody-else")
     made = plan(observed(begun(), child=foreign, looked=True, snapshot=snapshot()), NOW)
     assert actions(made) == ["CreateChild"]
-    suspend = observed(begun(), spec=spec({"suspend": True}), child=foreign, looked=True, snapshot=snapshot())
+    suspend = observed(begun(), spec=spec(suspend=True), child=foreign, looked=True, snapshot=snapshot())
     assert actions(plan(suspend, NOW)) == []
 
 
@@ -384,7 +384,7 @@ def test_retries_are_counted_over_all_jobs() -> None:
 
 def test_active_time_is_counted_when_a_job_is_suspended() -> None:
     status = begun(condition("Suspended", "False", "Resumed", -20), start_time=at(-500), active_seconds=100)
-    made = plan(observed(status, spec=spec({"suspend": True}), looked=True, snapshot=snapshot()), NOW)
+    made = plan(observed(status, spec=spec(suspend=True), looked=True, snapshot=snapshot()), NOW)
     assert made.status is not None
     assert made.status.active_seconds == 120
 

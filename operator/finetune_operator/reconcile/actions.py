@@ -9,6 +9,7 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_api.training_run import RunIdentity
 
 from finetune_operator.specs.configmap import Snapshot
+from finetune_operator.specs.job import Queue
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class CreateChild:
     service_account: str | None
     backoff_limit: int
     retries_before: int
+    queue: Queue | None = None
 
 
 @dataclass(frozen=True)

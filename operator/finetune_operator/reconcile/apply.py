@@ -98,7 +98,9 @@ class Applier:
         if state.uid != identity.uid or state.version != version:
             raise LookAgainError
         await self._ensure(SERVICES, identity, headless_service(identity))
-        body = training_job(action.snapshot, action.service_account, action.backoff_limit, action.retries_before)
+        body = training_job(
+            action.snapshot, action.service_account, action.backoff_limit, action.retries_before, action.queue
+        )
         self._store.put_child(child_state(await self._ensure(JOBS, identity, body)))
 
     async def _ensure(self, resource: Resource, identity: RunIdentity, body: Object) -> Object:

@@ -52,6 +52,11 @@ class Observed:
             return RunPolicySpec()
 
     @property
+    def suspend(self) -> bool:
+        """spec.suspend."""
+        return bool(self.spec.get("suspend"))
+
+    @property
     def conditions(self) -> dict[str, Condition]:
         """Recorded conditions by type."""
         return {condition.type: condition for condition in self.status.conditions or []}

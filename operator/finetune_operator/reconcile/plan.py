@@ -28,6 +28,7 @@ from finetune_operator.reconcile.observed import Observed
 from finetune_operator.reconcile.results import artifacts_of, resolved_status, with_revision
 from finetune_operator.reconcile.status import StatusDraft
 from finetune_operator.specs.configmap import Snapshot
+from finetune_operator.specs.job import Queue
 from finetune_operator.specs.naming import snapshot_name
 from finetune_operator.times import parse, show
 
@@ -94,7 +95,7 @@ class _Planner:
         if seen.looked:
             return False
         if self.child is None:
-            rests = seen.policy.suspend and seen.holds("Suspended")
+            rests = seen.suspend and seen.holds("Suspended")
             return self.recorded_digest is not None and not rests
         if self.child.finished_at is not None and not any(pod.exit_code is not None for pod in seen.child_pods):
             return True
@@ -161,7 +162,7 @@ class _Planner:
         suspended = seen.conditions.get("Suspended")
         resumed = suspended is not None and suspended.reason == "Resumed"
         since = parse(suspended.last_transition_time) if suspended is not None else None
-        if policy.suspend or seen.holds("Suspended"):
+        if seen.suspend or seen.holds("Suspended"):
             return False
         longest = self.child.longest_deadline if self.child else None
         deadline = effective_deadline(policy.active_deadline_seconds, longest)
@@ -201,7 +202,7 @@ class _Planner:
         if isinstance(decision, Snapshot) and decision != self.seen.snapshot:
             replace = self.seen.snapshot is not None
             self.actions.append(CreateSnapshot(self.seen.identity, decision, replace))
-        if self.seen.policy.suspend:
+        if self.seen.suspend:
             self._suspend()
             return
         was = self.seen.conditions.get("Suspended")
@@ -234,7 +235,9 @@ class _Planner:
         if child is None and seen.refusal is None and snapshot is not None:
             account = seen.spec.get("serviceAccountName")
             limit = retry.left(seen.policy.retries, self.used)
-            self.actions.append(CreateChild(snapshot, account, limit, self.used))
+            policy = seen.policy
+            queue = Queue(policy.queue_name, policy.priority_class) if policy.queue_name else None
+            self.actions.append(CreateChild(snapshot, account, limit, self.used, queue))
         if child is not None and not child.deleting:
             wanted = retry.wanted_backoff_limit(seen.policy.retries, child)
             if wanted != child.backoff_limit:
@@ -267,11 +270,11 @@ class _Planner:
         seen, child = self.seen, self.child
         if child is not None and not child.deleting:
             self.actions.append(DeleteChild(child.uid))
-        self._ready(no("Suspended", "spec.runPolicy.suspend is true"))
+        self._ready(no("Suspended", "spec.suspend is true"))
         if child is None and all(pod.ended for pod in seen.pods):
             if not seen.holds("Suspended"):
                 self._count_active_time()
-            self.draft.condition("Suspended", "True", "Suspended", "set spec.runPolicy.suspend to false to go on")
+            self.draft.condition("Suspended", "True", "Suspended", "set spec.suspend to false to go on")
         else:
             self.draft.condition("Suspended", "False", "Suspending", "the pods are saving their state")
             self.timers.append(CHILD_PATIENCE)
