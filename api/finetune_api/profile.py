@@ -111,8 +111,8 @@ class FineTuneProfileSpec(Model):
     termination_grace_period_seconds: Annotated[int, Field(ge=10, le=3600)] | None = None
     """Time a pod has to save its state when it is stopped. Default: 120, for dreamBooth 600."""
     node_lost: Literal["ForceDelete", "Wait"] = "ForceDelete"
-    """What happens to a pod that a node which no longer answers cannot end: it is deleted by force two minutes after its
-    grace is over, so that the job goes on elsewhere, or a person decides. Default: ForceDelete."""
+    """What happens to a pod that a node which no longer answers cannot end: it is deleted by force two minutes after
+    its grace is over, so that the job goes on elsewhere, or a person decides. Default: ForceDelete."""
     defaults: ProfileDefaults | None = None
     """Used where a job says nothing."""
     limits: ProfileLimits | None = None

@@ -1,5 +1,5 @@
-"""spec.runPolicy: when a job waits, gives up, and is cleaned away. With spec.suspend the only part that may change after
-creation."""
+"""spec.runPolicy: when a job waits, gives up, and is cleaned away. With spec.suspend the only part that may change
+after creation."""
 
 from __future__ import annotations
 
