@@ -78,6 +78,8 @@ class Operator:
     kubeconfig: Path
     folder: Path
     progress_port: int
+    settings: dict[str, str] = field(default_factory=dict)
+    """Environment variables over those that suit the tests."""
     starts: int = 0
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
@@ -93,6 +95,7 @@ class Operator:
             "FINETUNE_OPERATOR_PROGRESS_PORT": str(self.progress_port),
             "FINETUNE_OPERATOR_PROGRESS_SECONDS": "1",
             "PYTHONWARNINGS": "ignore",
+            **self.settings,
         }
         command = [sys.executable, "-c", "from finetune_operator.main import main; main()"]
         with self.log.open("wb") as output:
