@@ -126,8 +126,16 @@ def _plain(value: object) -> str:
     return str(value)
 
 
-def crd(model: type[BaseModel], plural: str, short: str, scope: str, columns: list[Schema], has_status: bool) -> Schema:
-    """The whole CustomResourceDefinition of one kind."""
+def crd(
+    model: type[BaseModel],
+    plural: str,
+    short: str,
+    scope: str,
+    columns: list[Schema],
+    has_status: bool,
+    selectable: tuple[str, ...] = (),
+) -> Schema:
+    """The whole CustomResourceDefinition of one kind. `selectable`: paths that a field selector may name."""
     kind = model.__name__
     properties: Schema = {
         "apiVersion": {"type": "string", "description": f"{GROUP}/{VERSION}"},
@@ -154,6 +162,8 @@ def crd(model: type[BaseModel], plural: str, short: str, scope: str, columns: li
     }
     if has_status:
         version["subresources"] = {"status": {}}
+    if selectable:
+        version["selectableFields"] = [{"jsonPath": path} for path in selectable]
     names = {
         "kind": kind,
         "listKind": f"{kind}List",
@@ -197,6 +207,7 @@ def all_crds() -> dict[str, Schema]:
             _column("Weights", ".status.artifacts.uri", "string", 1),
         ],
         has_status=True,
+        selectable=(".spec.operatorClass",),  # each operator asks for the jobs of its class only
     )
     profile = crd(
         FineTuneProfile,

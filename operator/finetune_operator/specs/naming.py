@@ -9,6 +9,8 @@ from finetune_api.training_run import RunIdentity
 
 JOB_LABEL = "finetune.dev/job"
 JOB_UID_LABEL = "finetune.dev/job-uid"
+OPERATOR_CLASS_LABEL = "finetune.dev/operator-class"
+"""On children of jobs that name a class; those of other jobs have no such label."""
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 NAME_LABEL = "app.kubernetes.io/name"
 MANAGED_BY = "finetune-operator"
@@ -24,6 +26,8 @@ PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 """Kueue's labels on a Job: https://kueue.sigs.k8s.io/docs/reference/labels-and-annotations/."""
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 """Kubernetes' label on each pod of an Indexed Job: the node's rank in its group."""
+NODE_LOST_ANNOTATION = "finetune.dev/node-lost"
+"""On a Job: nodeLost of the profile it was made with."""
 LONGEST_DEADLINE_ANNOTATION = "finetune.dev/longest-active-deadline-seconds"
 """On a Job: limits.maxActiveDeadlineSeconds of the profile it was made with."""
 

@@ -1,0 +1,38 @@
+"""Which objects an operator serves: one namespace or all, and the FineTuneJobs of one class.
+
+The API server does the choosing, by selectors, so that an operator neither receives nor remembers another's objects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finetune_operator.resources import FINETUNEJOBS, JOBS, PODS, Resource
+from finetune_operator.specs.naming import CHILDREN, OPERATOR_CLASS_LABEL
+
+
+@dataclass(frozen=True)
+class Scope:
+    """One operator's part of the cluster. An empty `namespace` means all, an empty class the jobs that name none."""
+
+    namespace: str = ""
+    operator_class: str = ""
+
+    def namespace_of(self, resource: Resource) -> str | None:
+        """Where to ask for this kind; None: in the whole cluster."""
+        return (self.namespace or None) if resource.namespaced else None
+
+    def labels(self, resource: Resource) -> str:
+        """Label selector for this kind."""
+        if resource not in (JOBS, PODS):
+            return ""
+        mine = f"{OPERATOR_CLASS_LABEL}={self.operator_class}" if self.operator_class else f"!{OPERATOR_CLASS_LABEL}"
+        return f"{CHILDREN},{mine}"
+
+    def fields(self, resource: Resource) -> str:
+        """Field selector for this kind. A FineTuneJob without a class counts as one whose class is empty."""
+        return f"spec.operatorClass={self.operator_class}" if resource is FINETUNEJOBS else ""
+
+    def child_labels(self) -> dict[str, str]:
+        """What the operator's children and their pods carry so that it, and no other, finds them."""
+        return {OPERATOR_CLASS_LABEL: self.operator_class} if self.operator_class else {}
