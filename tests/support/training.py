@@ -39,8 +39,8 @@ class Memory:
     def stage(self, name: str) -> None:
         self.messages.append(name)
 
-    def resumed(self, step: int) -> None:
-        self.resumed_from = step
+    def begins(self, total_steps: int, resumed_from: int | None) -> None:
+        self.resumed_from = resumed_from
 
     def step(self, report: StepReport) -> None:
         self.steps.append(report)

@@ -51,8 +51,17 @@ def test_time_left_reads_like_a_clock(seconds: float, left: str) -> None:
 def test_progress_is_the_latest_of_everything() -> None:
     board = Board("run-1", "pod-1")
     assert board.progress() == Progress(run_uid="run-1", pod_uid="pod-1", stage="Starting", step=0, total_steps=0)
+    board.begins(100, 40)
     board.stage("Training")
-    board.resumed(40)
+    assert board.progress() == Progress(
+        run_uid="run-1",
+        pod_uid="pod-1",
+        stage="Training",
+        step=40,
+        total_steps=100,
+        checkpoint_step=40,
+        resumed_from_step=40,
+    ), "the first answer in this stage says already where the attempt went on"
     board.step(report(41))
     board.checkpoint(41, 0.5)
     assert board.progress() == Progress(

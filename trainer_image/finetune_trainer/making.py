@@ -82,14 +82,16 @@ def make(
     listener.stage("DrawingBefore")
     before = _draw(run, family, listener, should_stop)
 
-    listener.stage("Training")
     remote = store if run.output.uri.startswith("s3://") else None
     prefix = f"checkpoints/{run.identity.uid}/"
     checkpoints = Checkpoints(work / "checkpoints", remote, prefix, digest, settings.attempt, run.checkpoints.keep)
     cache = settings.cache()
     outcome = train(run, family, pictures, class_pictures, cache, checkpoints, listener, should_stop)
     if outcome.interrupted:
-        raise Interrupted(f"stopped at step {outcome.step} of {outcome.total_steps}; the same run goes on from there")
+        raise Interrupted(
+            f"stopped at step {outcome.step} of {outcome.total_steps}; the same run goes on from step "
+            f"{outcome.saved_step}"
+        )
 
     listener.stage("DrawingAfter")
     after = _draw(run, family, listener, should_stop)

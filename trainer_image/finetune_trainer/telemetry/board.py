@@ -29,11 +29,12 @@ class Board:
         with self._lock:
             self._stage = name
 
-    def resumed(self, step: int) -> None:
+    def begins(self, total_steps: int, resumed_from: int | None) -> None:
+        """The stage Training comes after this, so that none of its answers lacks where the attempt went on."""
         with self._lock:
-            self._step = step
-            self._resumed_from_step = step
-            self._checkpoint_step = step
+            self._step, self._total_steps = resumed_from or 0, total_steps
+            self._resumed_from_step = resumed_from
+            self._checkpoint_step = resumed_from
 
     def step(self, report: StepReport) -> None:
         with self._lock:

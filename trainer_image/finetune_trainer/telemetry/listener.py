@@ -32,8 +32,8 @@ class Listener(Protocol):
     def stage(self, name: Stage) -> None:
         """A new stage begins."""
 
-    def resumed(self, step: int) -> None:
-        """Training goes on from the checkpoint of this step."""
+    def begins(self, total_steps: int, resumed_from: int | None) -> None:
+        """The stage Training is next: from the checkpoint of this step, or from the start."""
 
     def step(self, report: StepReport) -> None:
         """An optimizer step is done."""
@@ -58,9 +58,9 @@ class Listeners:
         for listener in self._listeners:
             listener.stage(name)
 
-    def resumed(self, step: int) -> None:
+    def begins(self, total_steps: int, resumed_from: int | None) -> None:
         for listener in self._listeners:
-            listener.resumed(step)
+            listener.begins(total_steps, resumed_from)
 
     def step(self, report: StepReport) -> None:
         for listener in self._listeners:

@@ -66,8 +66,9 @@ class LogListener:
         log.info("%s", WORDS[name], extra={"stage": name})
         self._last_line = -SECONDS_BETWEEN_LINES  # the first step of a stage is always told
 
-    def resumed(self, step: int) -> None:
-        log.info("going on from the checkpoint of step %d", step, extra={"step": step})
+    def begins(self, total_steps: int, resumed_from: int | None) -> None:
+        if resumed_from is not None:
+            log.info("going on from the checkpoint of step %d", resumed_from, extra={"step": resumed_from})
 
     def step(self, report: StepReport) -> None:
         self._pace.add(report)

@@ -52,8 +52,9 @@ class Metrics:
         for stage in get_args(Stage):
             self._phase.labels(*self._labels, stage).set(stage == name)
 
-    def resumed(self, step: int) -> None:
-        self._step.set(step)
+    def begins(self, total_steps: int, resumed_from: int | None) -> None:
+        self._step.set(resumed_from or 0)
+        self._steps.set(total_steps)
 
     def step(self, report: StepReport) -> None:
         self._pace.add(report)

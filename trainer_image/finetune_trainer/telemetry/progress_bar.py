@@ -45,8 +45,9 @@ class ProgressBar:
         if name != "Done":
             self._task = self._bar.add_task(WORDS[name], total=None, count="", figures="")
 
-    def resumed(self, step: int) -> None:
-        self._bar.console.print(f"Going on from the checkpoint of step {step}")
+    def begins(self, total_steps: int, resumed_from: int | None) -> None:
+        if resumed_from is not None:
+            self._bar.console.print(f"Going on from the checkpoint of step {resumed_from}")
 
     def step(self, report: StepReport) -> None:
         self._pace.add(report)

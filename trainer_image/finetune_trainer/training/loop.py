@@ -43,6 +43,8 @@ class TrainOutcome:
     """Of each step from the first one on, earlier attempts included."""
     method: Method
     resumed_from_step: int | None
+    saved_step: int
+    """Step of the newest checkpoint that another attempt can go on from; 0 without."""
 
 
 def train(
@@ -93,16 +95,19 @@ def train(
     resumed = _resume(checkpoints, engine, digests, listener)
     if resumed is not None:
         losses = list(resumed.losses)
-        listener.resumed(resumed.step)
     step, total = len(losses), total_steps(spec, len(pictures) * run.dataset.crops_per_picture)
+    listener.begins(total, step if resumed is not None else None)
+    listener.stage("Training")
     saved_step, saved_at = step, time.monotonic()
 
     def save() -> None:
         nonlocal saved_step, saved_at
         began = time.monotonic()
-        _save(checkpoints, TrainingState(step, engine.state(), tuple(losses), digests), listener)
-        saved_step, saved_at = step, time.monotonic()
-        listener.checkpoint(step, saved_at - began)
+        saved = _save(checkpoints, TrainingState(step, engine.state(), tuple(losses), digests), listener)
+        saved_at = time.monotonic()
+        if saved:
+            saved_step = step
+            listener.checkpoint(step, saved_at - began)
 
     while step < total and not should_stop():
         began = time.monotonic()
@@ -129,7 +134,14 @@ def train(
         save()
     engine.gather()
     return TrainOutcome(
-        step, total, _mean(losses), step < total, tuple(losses), method, resumed.step if resumed else None
+        step,
+        total,
+        _mean(losses),
+        step < total,
+        tuple(losses),
+        method,
+        resumed.step if resumed else None,
+        saved_step,
     )
 
 
@@ -172,7 +184,8 @@ def _resume(
     return state
 
 
-def _save(checkpoints: Checkpoints, state: TrainingState, listener: Listener) -> None:
+def _save(checkpoints: Checkpoints, state: TrainingState, listener: Listener) -> bool:
+    """Whether another attempt can go on from it."""
     try:
         checkpoints.save(state.step, state)
     except ConfigurationError:
@@ -180,6 +193,8 @@ def _save(checkpoints: Checkpoints, state: TrainingState, listener: Listener) ->
     except RunError as error:
         # it stands on this machine; a store that fails for a moment must not end the training
         listener.message(f"The checkpoint of step {state.step} was not uploaded: {error}")
+        return False
+    return True
 
 
 def _mean(losses: Sequence[float]) -> float:
