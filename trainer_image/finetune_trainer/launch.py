@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,10 +14,10 @@ from pathlib import Path
 from finetune_api import ExitCode, TrainingRun
 from rich.console import Console
 
-from finetune_trainer.errors import ConfigurationError, RunError
+from finetune_trainer.errors import ConfigurationError, Interrupted, RunError
 from finetune_trainer.local_run import load_run
 from finetune_trainer.settings import Settings
-from finetune_trainer.signals import stop_signals
+from finetune_trainer.signals import RESERVE_SECONDS, Stop, stop_signals
 from finetune_trainer.telemetry.board import Board
 from finetune_trainer.telemetry.listener import Listener, Listeners
 from finetune_trainer.telemetry.logs import LogListener, configure_logging
@@ -81,10 +83,17 @@ def _carry_out(run: TrainingRun, file: Path, board: Board, overwrite: bool, sett
 
     with ExitStack() as stack:
         listener = _telemetry(run, board, settings, stack)
-        should_stop = stack.enter_context(stop_signals(lambda: listener.message("Stopping; saving the state")))
+        stop = Stop(run.grace_seconds if settings.in_pod else None)
+        stack.enter_context(
+            stop_signals(
+                stop,
+                on_signal=lambda: listener.message("Stopping; saving the state"),
+                on_last_call=lambda: _last_call(run, board, stop, settings),
+            )
+        )
         # in a pod the file itself counts: another version of the trainer may write the same settings otherwise
         digest = settings.run_sha256 or hashlib.sha256(run.to_json().encode()).hexdigest()
-        finished = perform(run, digest, settings, listener, should_stop, overwrite)
+        finished = perform(run, digest, settings, listener, stop, overwrite)
     leave(settings.termination_file, finished.result)
     if settings.log_format == "json":
         log.info("published %s", finished.result.manifest_uri, extra={"step": finished.result.step})
@@ -112,6 +121,25 @@ def _telemetry(run: TrainingRun, board: Board, settings: Settings, stack: ExitSt
     else:
         listeners.append(LogListener())
     return Listeners(listeners)
+
+
+def _last_call(run: TrainingRun, board: Board, stop: Stop, settings: Settings) -> None:
+    """Ends the process before SIGKILL would, whatever it is busy with: the exit code then says that nothing failed."""
+    stage = board.progress().stage
+    error = Interrupted(
+        f"stopped while {stage}: the {run.grace_seconds} s of grace did not suffice to come to an end; the same run "
+        "goes on from its last checkpoint"
+    )
+    _leave_failure(run, board, error, settings)
+    log.error("%s", error, extra={"exit_code": int(error.exit_code)})
+    words = [threading.Thread(target=word, daemon=True) for word in stop.last_words]
+    for thread in words:
+        thread.start()
+    for thread in words:
+        thread.join(RESERVE_SECONDS / 5)
+    logging.shutdown()
+    # not sys.exit: this is not the main thread, and threads that wait for a store would keep the process alive
+    os._exit(error.exit_code)
 
 
 def _leave_failure(run: TrainingRun | None, board: Board, error: Exception, settings: Settings) -> None:
