@@ -10,32 +10,39 @@ from collections.abc import AsyncIterator, Callable
 import aiohttp
 
 from finetune_operator.client import ApiError, Kube, Object
+from finetune_operator.hearing import Hearing
 from finetune_operator.metrics import Metrics
 from finetune_operator.projections import Key, child_state, job_state, pod_state, profile_state, version_of
 from finetune_operator.resources import FINETUNEJOBS, FINETUNEPROFILES, JOBS, PODS, Resource
-from finetune_operator.specs.naming import CHILDREN
+from finetune_operator.scope import Scope
 from finetune_operator.store import Store
 
 logger = logging.getLogger(__name__)
 
-SELECTORS = {FINETUNEJOBS: "", FINETUNEPROFILES: "", JOBS: CHILDREN, PODS: CHILDREN}
+AUDITED = (FINETUNEJOBS, FINETUNEPROFILES, JOBS, PODS)
 FIRST_AUDIT_SECONDS = 30.0
 PATIENCE_SECONDS = 10.0
-"""How long a watch may take to bring what a LIST has shown."""
+"""How long a watch may take at most to bring what a LIST has shown."""
 
 
 class Auditor:
     """Primes the store, then audits it."""
 
-    def __init__(self, kube: Kube, store: Store, metrics: Metrics, namespace: str, wake: Callable[[Key], None]) -> None:
-        """`namespace`: the only one served, or empty for all."""
+    def __init__(
+        self,
+        kube: Kube,
+        store: Store,
+        metrics: Metrics,
+        scope: Scope,
+        wake: Callable[[Key], None],
+        hearing: Hearing,
+    ) -> None:
         self._kube = kube
         self._store = store
         self._metrics = metrics
-        self._namespace = namespace or None
+        self._scope = scope
         self._wake = wake
-        self.failures = 0
-        """Audits in a row that found what the watch should have brought."""
+        self._hearing = hearing
 
     async def prime(self) -> None:
         """Lists everything once and wakes every job. Raises ApiError and what aiohttp raises."""
@@ -56,40 +63,43 @@ class Auditor:
         await asyncio.sleep(min(interval, FIRST_AUDIT_SECONDS))
         while True:
             try:
-                drift = await self.audit()
-            except (ApiError, aiohttp.ClientError, TimeoutError) as error:
+                await self.audit(min(PATIENCE_SECONDS, interval / 4))
+            except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
                 logger.warning("the audit could not be made: %s", error)
-            else:
-                self.failures = self.failures + 1 if drift else 0
             await asyncio.sleep(interval)
 
-    async def audit(self) -> int:
-        """Repairs the store. Returns how many objects the watches had missed."""
-        suspects = {resource: await self._differences(resource) for resource in SELECTORS}
+    async def audit(self, patience: float = PATIENCE_SECONDS) -> int:
+        """Repairs the store. Returns how many objects the watches had missed for `patience` seconds."""
+        began = self._hearing.now()
+        suspects = {resource: await self._differences(resource) for resource in AUDITED}
         if not any(suspects.values()):
             return 0
-        await asyncio.sleep(PATIENCE_SECONDS)
+        await asyncio.sleep(patience)
         drift = 0
         for resource, earlier in suspects.items():
             still = earlier & await self._differences(resource) if earlier else set()
-            for namespace, name in sorted(still):
+            for namespace, name, _ in sorted(still):
                 await self._repair(resource, namespace, name)
                 self._metrics.audit_repairs.labels(resource.plural).inc()
+            if any(exists for _, _, exists in still):
+                # what vanished does not count: after a relist kopf never tells of it, though the watch is sound
+                self._hearing.missed(resource, began)
             drift += len(still)
         return drift
 
-    async def _differences(self, resource: Resource) -> set[tuple[str, str]]:
-        """(namespace, name) of what is newer on the API server than in memory, or only in one of them."""
+    async def _differences(self, resource: Resource) -> set[tuple[str, str, bool]]:
+        """(namespace, name, whether it exists) of what is newer on the API server than in memory, or only in one of
+        them."""
         known = self._known(resource)
-        different: set[tuple[str, str]] = set()
+        different: set[tuple[str, str, bool]] = set()
         seen: set[tuple[str, str]] = set()
         async for body in self._list(resource, metadata_only=True):
             meta = body["metadata"]
             where = (str(meta.get("namespace") or ""), str(meta["name"]))
             seen.add(where)
             if known.get(where, ("", -1))[1] < version_of(body) or known[where][0] != meta["uid"]:
-                different.add(where)
-        return different | (known.keys() - seen)
+                different.add((*where, True))
+        return different | {(*where, False) for where in known.keys() - seen}
 
     def _known(self, resource: Resource) -> dict[tuple[str, str], tuple[str, int]]:
         """(namespace, name) → (uid, version) of what is remembered."""
@@ -141,8 +151,10 @@ class Auditor:
             self._wake(state.job)
 
     async def _list(self, resource: Resource, metadata_only: bool = False) -> AsyncIterator[Object]:
-        namespace = self._namespace if resource.namespaced else None
-        pages = self._kube.list_pages(resource, namespace, SELECTORS[resource], metadata_only=metadata_only)
+        scope = self._scope
+        pages = self._kube.list_pages(
+            resource, scope.namespace_of(resource), scope.labels(resource), scope.fields(resource), metadata_only
+        )
         async for page in pages:
             for body in page:
                 yield body

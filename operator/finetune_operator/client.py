@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Self, cast
 
@@ -55,6 +55,10 @@ class InvalidError(ApiError):
     """422: the object breaks its schema, or a field is immutable."""
 
 
+class NotLeadingError(Exception):
+    """A write was to be sent by an operator that no longer holds the Lease."""
+
+
 ERRORS: dict[int, type[ApiError]] = {
     403: ForbiddenError,
     404: NotFoundError,
@@ -80,11 +84,15 @@ async def configuration() -> aio_client.Configuration:
 
 
 class Kube:
-    """Requests to the API server. Every method raises ApiError, or what aiohttp raises when nothing answers."""
+    """Requests to the API server. Every method raises ApiError, or what aiohttp raises when nothing answers; those
+    that write raise NotLeadingError too."""
 
     def __init__(self, api: aio_client.ApiClient, metrics: Metrics) -> None:
         self._api = api
         self._metrics = metrics
+        self.may_write: Callable[[], bool] = lambda: True
+        """Asked before each write is sent, repetitions included. It is the last guard against two operators that
+        write: who wakes up from a long pause may have lost the Lease without having noticed."""
 
     @classmethod
     async def connect(cls, metrics: Metrics) -> Self:
@@ -143,9 +151,21 @@ class Kube:
         content = "application/merge-patch+json"
         return await self._patiently("patch", resource, "PATCH", resource.path(namespace, name), [], body, content)
 
-    async def delete(self, resource: Resource, namespace: str, name: str, uid: str, propagation: str) -> None:
-        """Deletes the object with this UID; no error when it is gone or has been replaced by another."""
-        body = {"propagationPolicy": propagation, "preconditions": {"uid": uid}}
+    async def patch_status(self, resource: Resource, namespace: str, name: str, body: Object) -> Object:
+        """Strategic merge patch of the status of a built-in kind, whose conditions are merged by type; ConflictError
+        when metadata.uid in it does not fit."""
+        content = "application/strategic-merge-patch+json"
+        path = resource.path(namespace, name, "status")
+        return await self._patiently("patch", resource, "PATCH", path, [], body, content)
+
+    async def delete(
+        self, resource: Resource, namespace: str, name: str, uid: str, propagation: str, grace: int | None = None
+    ) -> None:
+        """Deletes the object with this UID; no error when it is gone or has been replaced by another. `grace` in
+        seconds; None leaves it to the object."""
+        body: Object = {"propagationPolicy": propagation, "preconditions": {"uid": uid}}
+        if grace is not None:
+            body["gracePeriodSeconds"] = grace
         try:
             await self._patiently("delete", resource, "DELETE", resource.path(namespace, name), [], body)
         except (NotFoundError, ConflictError):
@@ -182,6 +202,8 @@ class Kube:
         accept: str,
     ) -> Object:
         code = "error"
+        if method != "GET" and not self.may_write():
+            raise NotLeadingError(f"no {verb} of {resource.plural}: the Lease is lost")
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 serialized = await self._api.param_serialize(

@@ -2,6 +2,8 @@
 does not lose it; given back on a clean exit, so that the next one need not wait.
 
 Times are measured with the local clock from when a change was *seen*, so clocks of different nodes need not agree.
+Whoever holds the Lease may write until `RENEW_DEADLINE_SECONDS` after it last asked successfully, and not a moment
+longer, whatever its requests, its threads or its whole process are stuck in.
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ from typing import Protocol
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
-from urllib3.exceptions import HTTPError
 
 logger = logging.getLogger(__name__)
 
-DURATION_SECONDS = 15
-RENEW_DEADLINE_SECONDS = 10.0
+DURATION_SECONDS = 12
+RENEW_DEADLINE_SECONDS = 8.0
 RETRY_SECONDS = 2.0
 REQUEST_TIMEOUT = (2, 3)
+STOP_SECONDS = 10.0
 
 
 class LeaseApi(Protocol):
@@ -74,53 +76,69 @@ class _Sight:
 
     mark: str = ""
     at: float = 0.0
+    runs_out: float = 0.0
 
 
 class LeaderElection:
-    """Runs in a thread from `start` to `stop`."""
+    """Runs in a thread from `start` to `stop`. Who has lost the Lease tries to win it again."""
 
-    def __init__(self, api: LeaseApi, identity: str, on_won: Callable[[], None], on_lost: Callable[[], None]) -> None:
-        """Both callbacks come from the thread, in turns. Who has lost the Lease tries to win it again."""
+    def __init__(
+        self, api: LeaseApi, identity: str, on_won: Callable[[], None], well: Callable[[], bool] = lambda: True
+    ) -> None:
+        """`on_won` is called from the thread at the beginning of each term. While `well` says no, the Lease is neither
+        taken nor renewed: another may do better."""
         self._api = api
         self._identity = identity
         self._on_won = on_won
-        self._on_lost = on_lost
+        self._well = well
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
         self._sight = _Sight()
-        self._leads = False
+        self._until = 0.0
+        self.term = 0
+        """How often this operator has won. A term that is over never comes back."""
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """Gives the Lease back and ends the thread."""
+        """Gives the Lease back and ends the thread. Nothing may be written after this was called."""
         self._stop.set()
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=STOP_SECONDS)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread still runs."""
+        return self._thread.is_alive()
+
+    def left(self) -> float:
+        """Seconds for which the Lease is surely held without another renewal; 0 for who does not lead."""
+        return max(0.0, self._until - time.monotonic())
 
     def _run(self) -> None:
-        renewed = 0.0
         while not self._stop.is_set():
             began = time.monotonic()
-            if self._try():
-                renewed = began
-                if not self._leads:
-                    self._leads = True
+            if self._well() and self._try():
+                led = self.left() > 0
+                self._until = began + RENEW_DEADLINE_SECONDS
+                if not led:
+                    self.term += 1
                     logger.info("%s leads", self._identity)
                     self._on_won()
-            elif self._leads and time.monotonic() - renewed > RENEW_DEADLINE_SECONDS:
-                logger.error("%s has lost the Lease", self._identity)
-                self._leads = False
-                self._on_lost()
-            self._stop.wait(RETRY_SECONDS)
-        if self._leads:
-            self._release()
+            self._stop.wait(self._pause())
+        self._until = 0.0
+        self._release()
+
+    def _pause(self) -> float:
+        """Seconds until the next attempt: who waits for another's Lease to run out is there when it does."""
+        runs_out = self._sight.runs_out - time.monotonic()
+        return min(RETRY_SECONDS, runs_out) if runs_out > 0 else RETRY_SECONDS
 
     def _try(self) -> bool:
         """Takes or renews the Lease. False when another holds it or the API server does not answer."""
         try:
             return self.take(time.monotonic())
-        except (ApiException, HTTPError, OSError) as error:
+        except Exception as error:  # whatever it is: the thread must live, and the term ends by itself
             logger.warning("the Lease could not be renewed: %s", error)
             return False
 
@@ -132,11 +150,11 @@ class LeaderElection:
             self._api.create(client.V1Lease(spec=self._spec(moment)))
             return True
         spec = lease.spec = lease.spec or client.V1LeaseSpec()
-        mark = f"{spec.holder_identity} {spec.renew_time}"
-        if mark != self._sight.mark:
-            self._sight = _Sight(mark, now)
         mine = spec.holder_identity == self._identity
         valid_for = spec.lease_duration_seconds or DURATION_SECONDS
+        mark = f"{spec.holder_identity} {spec.renew_time}"
+        if mark != self._sight.mark:
+            self._sight = _Sight(mark, now, 0.0 if mine else now + valid_for)
         if spec.holder_identity and not mine and now - self._sight.at < valid_for:
             return False
         if not mine:
@@ -164,5 +182,5 @@ class LeaderElection:
                 lease.spec.holder_identity = ""
                 lease.spec.lease_duration_seconds = 1
                 self._api.replace(lease)
-        except (ApiException, HTTPError, OSError) as error:
+        except Exception as error:
             logger.warning("the Lease could not be given back, it runs out by itself: %s", error)

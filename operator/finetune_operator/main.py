@@ -1,4 +1,4 @@
-"""The operator's process: connects, watches, waits for the Lease, works, and leaves in order."""
+"""The operator's process: connects, watches, works while it holds the Lease, and leaves in order."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import asyncio
 import logging
 import signal
 import sys
-import uuid
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import aiohttp
@@ -18,7 +17,8 @@ from finetune_operator.client import ApiError, Kube
 from finetune_operator.events import EventWriter
 from finetune_operator.handlers import Handlers
 from finetune_operator.health import Health
-from finetune_operator.lease import KubernetesLease, LeaderElection
+from finetune_operator.hearing import Hearing
+from finetune_operator.leadership import Leadership
 from finetune_operator.logs import configure
 from finetune_operator.metrics import Metrics
 from finetune_operator.progress.board import ProgressBoard
@@ -28,15 +28,19 @@ from finetune_operator.queue import WorkQueue
 from finetune_operator.reconcile.apply import Applier
 from finetune_operator.reconcile.controller import Controller, run_workers
 from finetune_operator.reconcile.observe import Observer
+from finetune_operator.scope import Scope
 from finetune_operator.server import ProbeServer
 from finetune_operator.settings import Settings
 from finetune_operator.store import Store
 from finetune_operator.times import utcnow
 from finetune_operator.watching import Watcher
+from finetune_operator.workloads import WorkloadReader
 
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 2.0
+DRAIN_SECONDS = 5.0
+"""How long passes that have begun may go on after SIGTERM. What they do not end in it is done by the next operator."""
 
 
 @dataclass
@@ -50,32 +54,37 @@ class Parts:
     controller: Controller
     auditor: Auditor
     poller: ProgressPoller
+    workloads: WorkloadReader
     progress_client: ProgressClient
+    leadership: Leadership
     watcher: Watcher
     server: ProbeServer
 
 
 def assemble(settings: Settings, kube: Kube, metrics: Metrics) -> Parts:
     """Puts the operator together; nothing runs yet."""
+    scope = Scope(settings.namespace, settings.operator_class)
     store = Store()
     queue = WorkQueue(clock=asyncio.get_running_loop().time)
     board = ProgressBoard()
+    hearing = Hearing()
+    leadership = Leadership(settings.lease_namespace, settings.lease_name, settings.pod_name)
     observer = Observer(kube, store, board, settings.trainer_image)
     controller = Controller(
         kube,
         store,
         queue,
         observer,
-        Applier(kube, store),
+        Applier(kube, store, scope),
         EventWriter(kube, settings.pod_name),
         metrics,
         settings.resync_seconds,
         utcnow,
     )
-    auditor = Auditor(kube, store, metrics, settings.namespace, queue.add)
+    auditor = Auditor(kube, store, metrics, scope, queue.add, hearing)
     progress_client = ProgressClient(settings.progress_port)
     poller = ProgressPoller(store, board, progress_client, metrics, queue.add, settings.progress_seconds, utcnow)
-    health = Health(store, controller, auditor)
+    health = Health(store, queue, controller, hearing, settings.audit_seconds / 2, leadership)
     metrics.count_jobs(lambda: ((job.phase, job.key.namespace) for job in store.jobs.values()))
     return Parts(
         kube=kube,
@@ -85,23 +94,12 @@ def assemble(settings: Settings, kube: Kube, metrics: Metrics) -> Parts:
         controller=controller,
         auditor=auditor,
         poller=poller,
+        workloads=WorkloadReader(kube, store, settings.namespace, queue.add),
         progress_client=progress_client,
-        watcher=Watcher(Handlers(store, queue.add).by_resource(), settings.namespace),
+        leadership=leadership,
+        watcher=Watcher(Handlers(store, queue.add).by_resource(), scope, hearing),
         server=ProbeServer(metrics.registry, health.problems, health.ready),
     )
-
-
-@dataclass
-class Leadership:
-    """Whether this operator holds the Lease, as two flags to wait for."""
-
-    won: asyncio.Event
-    lost: asyncio.Event
-
-    def set(self, leads: bool) -> None:
-        now, before = (self.won, self.lost) if leads else (self.lost, self.won)
-        before.clear()
-        now.set()
 
 
 async def run(settings: Settings, stop: asyncio.Event) -> int:
@@ -112,23 +110,23 @@ async def run(settings: Settings, stop: asyncio.Event) -> int:
     port = await parts.server.start(settings.host, settings.port)
     logger.info("probes and metrics at port %d", port)
     tasks: list[asyncio.Task[None]] = []
-    election: LeaderElection | None = None
     try:
         if not await _primed(parts.auditor, stop):
             return 0
         watching = parts.watcher.start()
-        leadership = Leadership(asyncio.Event(), asyncio.Event())
-        election = _election(settings, leadership)
+        parts.leadership.start()
+        kube.may_write = parts.leadership.held
         tasks.append(asyncio.create_task(parts.auditor.run(settings.audit_seconds)))
-        tasks.append(asyncio.create_task(_lead(settings, parts, leadership)))
+        tasks.append(asyncio.create_task(_lead(settings, parts)))
         ends: list[asyncio.Future[Any]] = [asyncio.create_task(stop.wait()), watching, *tasks]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if stop.is_set():
+            await _drain(parts)
             return 0
         _explain(watching, tasks)
         return 1
     finally:
-        await _leave(parts, tasks, election)
+        await _leave(parts, tasks)
 
 
 async def _primed(auditor: Auditor, stop: asyncio.Event) -> bool:
@@ -147,37 +145,22 @@ async def _primed(auditor: Auditor, stop: asyncio.Event) -> bool:
     return False
 
 
-def _election(settings: Settings, leadership: Leadership) -> LeaderElection:
-    loop = asyncio.get_running_loop()
-    identity = f"{settings.pod_name}_{uuid.uuid4().hex[:8]}"
-
-    def tell(leads: bool) -> None:
-        loop.call_soon_threadsafe(leadership.set, leads)
-
-    lease = KubernetesLease(settings.lease_namespace, settings.lease_name)
-    election = LeaderElection(lease, identity, partial(tell, True), partial(tell, False))
-    election.start()
-    return election
-
-
-async def _lead(settings: Settings, parts: Parts, leadership: Leadership) -> None:
+async def _lead(settings: Settings, parts: Parts) -> None:
     """Works while it holds the Lease. Losing it aborts every write; the memory stays warm for the next time."""
     while True:
-        await leadership.won.wait()
+        term = await parts.leadership.won()
         parts.metrics.leader.set(1)
         for key in parts.store.jobs:
             parts.queue.add(key)
         duty = asyncio.create_task(_duty(settings, parts))
-        end = asyncio.create_task(leadership.lost.wait())
         try:
-            await asyncio.wait({duty, end}, return_when=asyncio.FIRST_COMPLETED)
+            await parts.leadership.over(term, duty)
             if duty.done():
                 await duty
         finally:
             parts.metrics.leader.set(0)
-            for task in (duty, end):
-                task.cancel()
-            await asyncio.gather(duty, end, return_exceptions=True)
+            duty.cancel()
+            await asyncio.gather(duty, return_exceptions=True)
 
 
 async def _duty(settings: Settings, parts: Parts) -> None:
@@ -185,6 +168,8 @@ async def _duty(settings: Settings, parts: Parts) -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(run_workers(parts.controller, settings.workers))
         group.create_task(parts.poller.run())
+        if settings.kueue:
+            group.create_task(parts.workloads.run())
 
 
 def _explain(watching: asyncio.Future[None], tasks: list[asyncio.Task[None]]) -> None:
@@ -193,13 +178,18 @@ def _explain(watching: asyncio.Future[None], tasks: list[asyncio.Task[None]]) ->
             logger.error("the operator cannot go on", exc_info=future.exception())
 
 
-async def _leave(parts: Parts, tasks: list[asyncio.Task[None]], election: LeaderElection | None) -> None:
+async def _drain(parts: Parts) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            await parts.controller.drain()
+
+
+async def _leave(parts: Parts, tasks: list[asyncio.Task[None]]) -> None:
     """Stops writing first, gives the Lease back then, closes connections last."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    if election is not None:
-        await asyncio.to_thread(election.stop)
+    await parts.leadership.stop()
     await parts.watcher.stop()
     await parts.progress_client.close()
     await parts.server.stop()

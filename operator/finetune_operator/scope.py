@@ -5,7 +5,9 @@ The API server does the choosing, by selectors, so that an operator neither rece
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from typing import Any
 
 from finetune_operator.resources import FINETUNEJOBS, JOBS, PODS, Resource
 from finetune_operator.specs.naming import CHILDREN, OPERATOR_CLASS_LABEL
@@ -33,6 +35,12 @@ class Scope:
         """Field selector for this kind. A FineTuneJob without a class counts as one whose class is empty."""
         return f"spec.operatorClass={self.operator_class}" if resource is FINETUNEJOBS else ""
 
-    def child_labels(self) -> dict[str, str]:
-        """What the operator's children and their pods carry so that it, and no other, finds them."""
-        return {OPERATOR_CLASS_LABEL: self.operator_class} if self.operator_class else {}
+    def mark(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The child, and the pods made from it, with the label by which this operator and no other finds them."""
+        if not self.operator_class:
+            return body
+        marked = copy.deepcopy(body)
+        for part in (marked, marked.get("spec", {}).get("template")):
+            if part is not None:
+                part["metadata"].setdefault("labels", {})[OPERATOR_CLASS_LABEL] = self.operator_class
+        return marked

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Annotated, Literal
 
+from finetune_api.base import DNS_SUBDOMAIN
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -12,10 +13,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """What an administrator may choose."""
 
-    model_config = SettingsConfigDict(env_prefix="FINETUNE_OPERATOR_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="FINETUNE_OPERATOR_", frozen=True, populate_by_name=True)
 
     namespace: str = ""
     """The one namespace whose jobs are served. Empty: all of the cluster."""
+    operator_class: Annotated[str, Field(max_length=63, pattern=f"^({DNS_SUBDOMAIN.strip('^$')})?$")] = Field(
+        default="", validation_alias="FINETUNE_OPERATOR_CLASS"
+    )
+    """Jobs whose spec.operatorClass is this are served. Empty: those that name none."""
     host: str = "0.0.0.0"  # noqa: S104 - the kubelet's probes and Prometheus come from outside the pod
     """Address of the server for probes and metrics."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
@@ -38,5 +43,8 @@ class Settings(BaseSettings):
     """Shortest time between two questions to the same trainer."""
     resync_seconds: Annotated[float, Field(gt=0, le=86_400)] = 900
     """A job that is not finished is looked at this often even when nothing is heard of it."""
-    audit_seconds: Annotated[float, Field(gt=0, le=86_400)] = 300
-    """What is remembered is compared with the API server this often."""
+    kueue: bool = False
+    """Read Kueue's Workloads, to say in the status why a job waits in its queue."""
+    audit_seconds: Annotated[float, Field(gt=0, le=86_400)] = 120
+    """What is remembered is compared with the API server this often. A watch that has missed something and stays
+    silent for half of it counts as dead."""

@@ -10,21 +10,23 @@ import asyncio
 import logging
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import kopf
 
 from finetune_operator.handlers import Handle
-from finetune_operator.resources import CORE_EVENTS, JOBS, PODS, Resource
-from finetune_operator.specs.naming import CHILDREN
+from finetune_operator.hearing import Hearing
+from finetune_operator.resources import CORE_EVENTS, Resource
+from finetune_operator.scope import Scope
 
 logger = logging.getLogger(__name__)
 
 SERVER_TIMEOUT = 240
 CLIENT_TIMEOUT = 270
-FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
-STOP_SECONDS = 15.0
+FIRST_DELAY, LONGEST_DELAY = 0.5, 10.0
+STOP_SECONDS = 5.0
 
 
 class EndlessBackoff:
@@ -69,7 +71,7 @@ class NoDiffBase(kopf.DiffBaseStorage):
         return None
 
 
-def settings() -> kopf.OperatorSettings:
+def settings(resources: Iterable[Resource], scope: Scope) -> kopf.OperatorSettings:
     """kopf's settings for watching alone."""
     chosen = kopf.OperatorSettings()
     chosen.posting.enabled = False
@@ -84,9 +86,12 @@ def settings() -> kopf.OperatorSettings:
     chosen.watching.client_timeout = CLIENT_TIMEOUT
     chosen.watching.connect_timeout = 10
     chosen.watching.chunk_size = 500
-    chosen.watching.label_selectors[_key(JOBS)] = CHILDREN
-    chosen.watching.label_selectors[_key(PODS)] = CHILDREN
     chosen.watching.field_selectors[_key(CORE_EVENTS)] = "type=Warning,involvedObject.kind=Job"
+    for resource in resources:
+        if labels := scope.labels(resource):
+            chosen.watching.label_selectors[_key(resource)] = labels
+        if fields := scope.fields(resource):
+            chosen.watching.field_selectors[_key(resource)] = fields
     return chosen
 
 
@@ -94,20 +99,20 @@ def _key(resource: Resource) -> tuple[str, str, str]:
     return resource.group, resource.version, resource.plural
 
 
-def registry(handles: dict[Resource, Handle], forward: Callable[..., None]) -> kopf.OperatorRegistry:
-    """A registry of its own, whose handlers pass each event on through `forward(handle, type, body)`."""
+def registry(handles: Iterable[Resource], forward: Callable[..., None]) -> kopf.OperatorRegistry:
+    """A registry of its own, whose handlers pass each event on through `forward(resource, type, body)`."""
     chosen = kopf.OperatorRegistry()
     kopf.on.login(registry=chosen)(kopf.login_via_client)
 
-    for resource, handle in handles.items():
+    for resource in handles:
 
         async def on_event(
             type: str | None,
             body: kopf.Body,
-            _handle: Handle = handle,
+            _resource: Resource = resource,
             **_: object,
         ) -> None:
-            forward(_handle, type, dict(body))
+            forward(_resource, type, dict(body))
 
         decorate = kopf.on.event(*_key(resource), registry=chosen, id=resource.plural)
         decorate(on_event)
@@ -117,31 +122,27 @@ def registry(handles: dict[Resource, Handle], forward: Callable[..., None]) -> k
 class Watcher:
     """Watches until it is stopped; `handles` are called on the loop that started it."""
 
-    def __init__(self, handles: dict[Resource, Handle], namespace: str) -> None:
-        """`namespace`: the only one served, or empty for all."""
+    def __init__(self, handles: dict[Resource, Handle], scope: Scope, hearing: Hearing) -> None:
         self._handles = handles
-        self._namespace = namespace
+        self._scope = scope
+        self._hearing = hearing
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()
         self._thread: threading.Thread | None = None
-        self.ended: asyncio.Future[None] | None = None
-        """Done when watching has ended; with the exception, if it ended by one."""
 
     def start(self) -> asyncio.Future[None]:
-        """Starts the thread. The future is done when watching ends, whatever the reason."""
+        """Starts the thread. The future is done when watching has ended; with the exception, if it ended by one."""
         loop = asyncio.get_running_loop()
-        self.ended = ended = loop.create_future()
+        ended = loop.create_future()
 
-        def forward(handle: Handle, kind: str | None, body: dict[str, Any]) -> None:
+        def forward(resource: Resource, kind: str | None, body: dict[str, Any]) -> None:
             if not loop.is_closed():
-                loop.call_soon_threadsafe(_take, handle, kind, body)
-
-        chosen = registry(self._handles, forward)
+                loop.call_soon_threadsafe(self._take, resource, kind, body)
 
         def watch() -> None:
             error: BaseException | None = None
             try:
-                asyncio.run(self._watch(chosen))
+                asyncio.run(self._watch(registry(self._handles, forward)))
             except BaseException as raised:  # the thread's last word: nobody else would hear of it
                 error = raised
             if not loop.is_closed():
@@ -152,16 +153,36 @@ class Watcher:
         return ended
 
     async def _watch(self, chosen: kopf.OperatorRegistry) -> None:
+        """kopf gives up for some errors that a watch may bring, and for a definition that is away: it begins anew."""
         # an Event of this loop: for one of `threading` kopf would wait in a thread that nothing can interrupt
         self._loop = asyncio.get_running_loop()
-        scope: dict[str, Any] = {"namespaces": [self._namespace]} if self._namespace else {"clusterwide": True}
-        await kopf.operator(
-            registry=chosen,
-            settings=settings(),
-            standalone=True,
-            stop_flag=self._stop,
-            **scope,
-        )
+        namespace = self._scope.namespace
+        where: dict[str, Any] = {"namespaces": [namespace]} if namespace else {"clusterwide": True}
+        for delay in EndlessBackoff():
+            try:
+                await kopf.operator(
+                    registry=chosen,
+                    settings=settings(self._handles, self._scope),
+                    standalone=True,
+                    stop_flag=self._stop,
+                    **where,
+                )
+            except Exception:
+                logger.exception("watching has ended, and begins anew in %.1f s", delay)
+            if self._stop.is_set():
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._stop.wait()
+
+    def _take(self, resource: Resource, kind: str | None, body: dict[str, Any]) -> None:
+        """One strange object must not keep the others from being heard."""
+        self._hearing.heard(resource)
+        try:
+            self._handles[resource](kind, body)
+        except (KeyError, TypeError, ValueError):
+            name = (body.get("metadata") or {}).get("name")
+            logger.exception("cannot read %s %s", body.get("kind"), name)
 
     async def stop(self) -> None:
         """Ends the streams, and waits a while for it."""
@@ -169,15 +190,6 @@ class Watcher:
             self._loop.call_soon_threadsafe(self._stop.set)
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, STOP_SECONDS)
-
-
-def _take(handle: Handle, kind: str | None, body: dict[str, Any]) -> None:
-    """One strange object must not keep the others from being heard."""
-    try:
-        handle(kind, body)
-    except (KeyError, TypeError, ValueError):
-        name = (body.get("metadata") or {}).get("name")
-        logger.exception("cannot read %s %s", body.get("kind"), name)
 
 
 def _finish(ended: asyncio.Future[None], error: BaseException | None) -> None:

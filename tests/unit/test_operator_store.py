@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
-import pytest
-from finetune_operator import audit as audits
 from finetune_operator.audit import Auditor
 from finetune_operator.handlers import Handlers
+from finetune_operator.hearing import Hearing
 from finetune_operator.metrics import Metrics
 from finetune_operator.projections import Key, job_state, pod_state
 from finetune_operator.resources import CORE_EVENTS, FINETUNEJOBS, FINETUNEPROFILES, JOBS, PODS, Resource
+from finetune_operator.scope import Scope
 from finetune_operator.specs.naming import labels
 from finetune_operator.store import Store
 from support.observations import IDENTITY, KEY, UID, child, pod, running, spec
@@ -146,44 +146,39 @@ class ApiServer:
         return None
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audits, "PATIENCE_SECONDS", 0)
-
-
-async def test_the_audit_finds_what_the_watch_has_missed(impatient: None) -> None:
+async def test_the_audit_finds_what_the_watch_has_missed() -> None:
     server = ApiServer(
         (FINETUNEJOBS, job_body()), (FINETUNEPROFILES, profile_body()), (JOBS, child_body()), (PODS, pod_body())
     )
     store, woken = Store(), []
-    auditor = Auditor(server, store, Metrics(), "", woken.append)  # type: ignore[arg-type]  # stands for the client
+    auditor = Auditor(server, store, Metrics(), Scope(), woken.append, Hearing())  # type: ignore[arg-type]  # stands for the client
     assert not store.primed
     await auditor.prime()
     assert store.primed
     assert woken == [KEY]
-    assert await auditor.audit() == 0
+    assert await auditor.audit(0) == 0
 
     woken.clear()
     server.objects[FINETUNEJOBS] = [job_body(5, phase="Running"), job_body(6, uid="new", name="cat")]
     server.objects[JOBS] = []
     server.objects[PODS] = [pod_body(7, uid="pod-2")]
     server.objects[FINETUNEPROFILES] = []
-    assert await auditor.audit() == 5
+    assert await auditor.audit(0) == 5
     assert store.jobs[KEY].phase == "Running"
     assert store.jobs[Key("art", "cat")].uid == "new"
     assert (dict(store.children), dict(store.profiles)) == ({}, {})
     assert [pod.uid for pod in store.pods()] == ["pod-2"]
     assert set(woken) == {KEY, Key("art", "cat")}
-    assert await auditor.audit() == 0
+    assert await auditor.audit(0) == 0
 
 
-async def test_an_own_write_that_the_watch_has_yet_to_bring_is_no_drift(impatient: None) -> None:
+async def test_an_own_write_that_the_watch_has_yet_to_bring_is_no_drift() -> None:
     server = ApiServer((FINETUNEJOBS, job_body(3)))
     store = Store()
-    auditor = Auditor(server, store, Metrics(), "", lambda _: None)  # type: ignore[arg-type]
+    auditor = Auditor(server, store, Metrics(), Scope(), lambda _: None, Hearing())  # type: ignore[arg-type]
     await auditor.prime()
     store.replace_job(job_state(job_body(4)))
-    assert await auditor.audit() == 0
+    assert await auditor.audit(0) == 0
 
 
 def test_projections_take_what_the_kubelet_says() -> None:
@@ -204,6 +199,7 @@ def test_projections_take_what_the_kubelet_says() -> None:
     state = pod_state(body)
     assert state == replace(
         pod(),
+        job_uid="",
         created="2026-01-01T00:00:00Z",
         version=1,
         phase="Failed",

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 REFUSED_SECONDS = {"WaitingForCleanup": 1.0, "QuotaExceeded": 15.0, "NameConflict": 10.0}
 REFUSED_DEFAULT_SECONDS = 30.0
 LOOKS = 3
+LONGEST_PASS_SECONDS = 120.0
+"""With a slow API server the requests of one pass, each of them bounded, could add up to many minutes. It is broken off
+and repeated, so that a worker that is busy for longer is truly stuck."""
 
 
 class Controller:
@@ -57,17 +60,25 @@ class Controller:
         self._clock = clock
         self.busy: dict[Key, float] = {}
         """When (monotonic seconds) the work on each present key began."""
+        self.finished = 0.0
+        """When (monotonic seconds) a pass last ended, well or badly."""
+        self._leaving = False
+        self._idle = asyncio.Event()
 
     async def work(self) -> None:
-        """One worker; runs until it is cancelled. An error costs the key a pause, never the worker its life."""
+        """One worker; runs until it is cancelled or drained. An error costs the key a pause, never the worker its life."""
         while True:
             key, waited = await self._queue.get()
+            if self._leaving:
+                return
+            self._idle.clear()
             self._metrics.queue_seconds.observe(waited)
             self._metrics.queue_depth.set(len(self._queue))
             self.busy[key] = time.monotonic()
             try:
                 with self._metrics.reconcile_seconds.time():
-                    again = await self.reconcile(key)
+                    async with asyncio.timeout(LONGEST_PASS_SECONDS):
+                        again = await self.reconcile(key)
             except ConflictError:
                 self._queue.add_after(key, 0.2)  # somebody wrote in between: the watch brings the news
             except Exception:
@@ -80,7 +91,16 @@ class Controller:
                     self._queue.add_after(key, again)
             finally:
                 del self.busy[key]
+                self.finished = time.monotonic()
                 self._queue.done(key)
+                if not self.busy:
+                    self._idle.set()
+
+    async def drain(self) -> None:
+        """Begins no more passes, and waits for the end of those that have begun."""
+        self._leaving = True
+        if self.busy:
+            await self._idle.wait()
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass. Returns the seconds after which the next is due without news; None: only on news.
