@@ -28,24 +28,31 @@ cluster() {
   kubectl wait --for=condition=Ready node --all --timeout=120s >/dev/null
 }
 
-# Images that this machine has go to the node, through a pipe: `kind load` writes them to a file first, and twice if
-# they have not changed. The label says which build the node has. The node pulls what this machine has not.
-load() {
-  local image id name nodes node
-  nodes=$(kind get nodes --name "$KIND_CLUSTER")
+# Images that this machine has go to the nodes, through a pipe: `kind load` writes them to a file first, and twice if
+# they have not changed. The label says which build a node has. A node pulls what this machine has not.
+load_into() { # node
+  local node=$1 image id name
   for image in "$OPERATOR_IMAGE" "$TRAINER_IMAGE" "$S3_IMAGE" "$PROMETHEUS_IMAGE"; do
     id=$(docker image inspect --format '{{.Id}}' "$image" 2>/dev/null) || continue
     case $image in *.*/*) name=$image ;; */*) name=docker.io/$image ;; *) name=docker.io/library/$image ;; esac
-    for node in $nodes; do
-      if docker exec "$node" ctr -n k8s.io images ls "name==$name,labels.\"finetune.dev/build\"==$id" -q | grep -q .; then
-        echo "    $image is there"
-        continue
-      fi
-      docker save "$image" | docker exec -i "$node" ctr -n k8s.io images import --snapshotter=overlayfs - >/dev/null
-      docker exec "$node" ctr -n k8s.io images label "$name" "finetune.dev/build=$id" >/dev/null
-      echo "    $image loaded into $node"
-    done
+    if docker exec "$node" ctr -n k8s.io images ls "name==$name,labels.\"finetune.dev/build\"==$id" -q | grep -q .; then
+      echo "    $image is in $node"
+      continue
+    fi
+    docker save "$image" | docker exec -i "$node" ctr -n k8s.io images import --snapshotter=overlayfs - >/dev/null
+    docker exec "$node" ctr -n k8s.io images label "$name" "finetune.dev/build=$id" >/dev/null
+    echo "    $image loaded into $node"
   done
+}
+
+# All nodes at the same time, which takes half as long as one after the other.
+load() {
+  local node pid pids=()
+  for node in $(kind get nodes --name "$KIND_CLUSTER"); do
+    load_into "$node" &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do wait "$pid"; done
 }
 
 # The keys are made once and live in the cluster only. Printed as `export` lines for the commands that need them.
@@ -95,7 +102,7 @@ operator() {
 begin=$SECONDS
 step "cluster $KIND_CLUSTER from $KIND_NODE_IMAGE (the first time 1 minute)" cluster
 "$ROOT/hack/images.sh"
-step "loading the images into the node (the first time 1 minute)" load
+step "loading the images into the nodes (the first time 2 minutes)" load
 step "S3 server and Prometheus" services
 step "buckets and the pictures of examples/subjects" pictures
 step "the operator, by Helm" operator
