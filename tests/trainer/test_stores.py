@@ -87,6 +87,35 @@ def test_a_file_of_several_parts_arrives_whole(s3: S3Server, bucket: str, tmp_pa
     assert (tmp_path / "back").read_bytes() == large.read_bytes()
 
 
+def test_an_upload_that_never_ended_is_told_of_and_removed(store: Store, s3: S3Server, tmp_path: Path) -> None:
+    """What a killed process leaves: a multipart upload in S3, a file under another name in a folder."""
+    store.put_bytes("a/whole", b"-")
+    if isinstance(store, FileStore):
+        (store.root / "a/b").mkdir()
+        (store.root / "a/b/.finetune-part-weights.safetensors-x7_k2m9q").write_bytes(b"half of it")
+    else:
+        bucket, _, prefix = store.uri_of("a/b/").removeprefix("s3://").partition("/")
+        upload = {"Bucket": bucket, "Key": f"{prefix}weights.safetensors"}
+        upload["UploadId"] = s3.client().create_multipart_upload(**upload)["UploadId"]
+        s3.client().upload_part(**upload, PartNumber=1, Body=b"half of it")
+    assert [upload.key for upload in store.unfinished("a/")] == ["a/b/weights.safetensors"]
+    assert store.unfinished("b") == []
+    assert [o.key for o in store.list("")] == ["a/whole"]
+
+    found = store.unfinished("a/b/")
+    store.abort(found)
+    store.abort(found)  # as when two do it at once
+    assert store.unfinished("") == []
+    assert [o.key for o in store.list("")] == ["a/whole"]
+
+
+def test_the_clock_of_the_store_tells_what_came_later(store: Store) -> None:
+    store.put_bytes("first", b"-")
+    store.put_bytes("second", b"-")
+    first, second = (o.modified for o in store.list(""))
+    assert 0 < first <= second
+
+
 def test_a_folder_that_cannot_be_written_names_the_field(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ConfigurationError, match=r"^spec.output.uri is file://.*cannot be written .*choose a folder"):
@@ -128,7 +157,8 @@ def test_a_missing_bucket_is_told_by_field_and_remedy(s3: S3Server) -> None:
         )
 
 
-def test_a_server_that_does_not_answer_may_answer_later(s3: S3Server) -> None:
+def test_a_server_that_does_not_answer_may_answer_later(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_trainer.patience.PATIENCE_SECONDS", 0)
     nobody = s3.storage.model_copy(update={"endpoint": "http://127.0.0.1:1"})
     with pytest.raises(RunError, match=r"cannot be reached .*check spec.dataset.storage.endpoint") as caught:
         open_store("s3://pictures", s3.credentials(Role.DATASET), nobody).list("")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from finetune_trainer.errors import ConfigurationError
-from finetune_trainer.publish.store import StoredObject
+from finetune_trainer.publish.store import StoredObject, Unfinished
 
 TEMPORARY = ".finetune-part-"
 
@@ -54,8 +54,8 @@ class FileStore:
         # only the folder that the prefix lies in needs a look
         start = self.root / prefix.rpartition("/")[0]
         found = (path for path in start.rglob("*") if path.is_file() and not path.name.startswith(TEMPORARY))
-        objects = (StoredObject(path.relative_to(self.root).as_posix(), path.stat().st_size) for path in found)
-        return sorted((o for o in objects if o.key.startswith(prefix)), key=lambda o: o.key)
+        objects = (_stored(path.relative_to(self.root).as_posix(), path) for path in found)
+        return sorted((o for o in objects if o is not None and o.key.startswith(prefix)), key=lambda o: o.key)
 
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
@@ -63,12 +63,24 @@ class FileStore:
             path.unlink(missing_ok=True)
             self._remove_empty_folders(path.parent)
 
+    def unfinished(self, prefix: str) -> list[Unfinished]:
+        start = self.root / prefix.rpartition("/")[0]
+        parts = (path.relative_to(self.root) for path in start.rglob(f"{TEMPORARY}*"))
+        # .finetune-part-NAME-RANDOM in the folder of NAME
+        names = ((part, part.name.removeprefix(TEMPORARY).rpartition("-")[0]) for part in parts)
+        found = (Unfinished(part.with_name(name).as_posix(), part.as_posix()) for part, name in names if name)
+        return sorted((one for one in found if one.key.startswith(prefix)), key=lambda one: one.key)
+
+    def abort(self, uploads: Sequence[Unfinished]) -> None:
+        self.delete([upload.handle for upload in uploads])
+
     def _remove_empty_folders(self, folder: Path) -> None:
         """A folder is no object: it goes with its last file."""
         while folder != self.root and folder.is_relative_to(self.root) and folder.is_dir():
-            if any(folder.iterdir()):
-                return
-            folder.rmdir()
+            try:
+                folder.rmdir()
+            except OSError:
+                return  # it holds something, perhaps since this moment
             folder = folder.parent
 
     @contextmanager
@@ -77,7 +89,7 @@ class FileStore:
         folder = (self.root / key).parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=folder)
+            handle, name = tempfile.mkstemp(prefix=f"{TEMPORARY}{Path(key).name}-", dir=folder)
         except OSError as error:
             raise ConfigurationError(
                 f"spec.output.uri is file://{self.root}, but {folder} cannot be written ({error.strerror}); "
@@ -90,3 +102,11 @@ class FileStore:
             yield part
         finally:
             part.unlink(missing_ok=True)
+
+
+def _stored(key: str, path: Path) -> StoredObject | None:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None  # removed since the listing, by another pod
+    return StoredObject(key, stat.st_size, stat.st_mtime)

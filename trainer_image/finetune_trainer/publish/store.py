@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +22,19 @@ class StoredObject:
     """Relative to the store, with slashes."""
     size: int
     """Bytes."""
+    modified: float = field(default=0.0, compare=False)
+    """When it was stored, in seconds since 1970 by the store's clock. Compare it with other objects of this store
+    only: the clocks of pods differ."""
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """What an upload left that never came to its end: it is no object, but it takes up space."""
+
+    key: str
+    """What it was to become."""
+    handle: str
+    """By which the store knows it."""
 
 
 class Store(Protocol):
@@ -50,6 +63,12 @@ class Store(Protocol):
 
     def delete(self, keys: Sequence[str]) -> None:
         """Removes objects; missing ones are passed over."""
+
+    def unfinished(self, prefix: str) -> list[Unfinished]:
+        """Uploads that have begun and not ended, to keys that begin with `prefix`. Some may be going on right now."""
+
+    def abort(self, uploads: Sequence[Unfinished]) -> None:
+        """Removes what they left; one that ends in the meantime is passed over. A writer that lives gets an error."""
 
 
 def open_store(uri: str, credentials: Credentials, storage: Storage | None = None) -> Store:

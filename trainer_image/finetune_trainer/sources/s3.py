@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from finetune_trainer.errors import ConfigurationError
+from finetune_trainer.patience import Life, patiently
 from finetune_trainer.s3 import S3Location
 
 DOWNLOADS = 8
@@ -32,13 +34,15 @@ def list_files(location: S3Location) -> list[RemoteFile]:
     Raises:
         ConfigurationError: no bucket, no access, or a key that would leave the folder it is downloaded to.
     """
-    with location.errors_explained():
-        pages = (
-            location.client().get_paginator("list_objects_v2").paginate(Bucket=location.bucket, Prefix=location.prefix)
-        )
-        items = [item for page in pages for item in page.get("Contents", [])]
+    client = location.client()
+
+    def items(life: Life) -> list[dict[str, Any]]:
+        with location.errors_explained():
+            pages = client.get_paginator("list_objects_v2").paginate(Bucket=location.bucket, Prefix=location.prefix)
+            return [item for page in pages for item in page.get("Contents", [])]
+
     files = []
-    for item in items:
+    for item in patiently(items):
         name = item["Key"].removeprefix(location.prefix)
         if not name or name.endswith("/"):
             continue
@@ -74,8 +78,12 @@ def download(
     def fetch(file: RemoteFile) -> None:
         path = part / file.name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with location.errors_explained():
-            client.download_file(location.bucket, location.prefix + file.name, str(path))
+
+        def download(life: Life) -> None:
+            with location.errors_explained():
+                client.download_file(location.bucket, location.prefix + file.name, str(path), Callback=life.moved)
+
+        patiently(download)
 
     pool = ThreadPoolExecutor(DOWNLOADS)
     try:
