@@ -141,6 +141,6 @@ def test_what_is_not_carried_out_is_refused_here_too() -> None:
     spec = MethodSpec.model_construct(lora=None, dream_booth=None, hypernetwork=None, textual_inversion=object())
     with pytest.raises(ConfigurationError, match=r"method\.textualInversion is not carried out by this trainer"):
         make_method(spec, 0)
-    for engine in ({"nodes": 2}, {"processes_per_node": 2}, {"offload_optimizer": "Cpu"}):
-        with pytest.raises(ConfigurationError, match="this trainer runs one process without offload"):
+    for engine in ({"offload_optimizer": "Cpu"}, {"offload_parameters": "Cpu"}):
+        with pytest.raises(ConfigurationError, match="remove offloadOptimizer and offloadParameters"):
             make_engine(EngineSpec().model_copy(update=engine), torch.device("cpu"))

@@ -33,3 +33,9 @@ class Interrupted(RunError):
     """Stopped by a signal after the state was saved as far as possible (exit 75). Goes on from its checkpoint."""
 
     exit_code = ExitCode.INTERRUPTED
+
+
+class PeerLost(RunError):
+    """Another process of the group is gone (exit 76). The group goes on from its checkpoint."""
+
+    exit_code = ExitCode.PEER_LOST

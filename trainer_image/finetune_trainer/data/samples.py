@@ -66,32 +66,34 @@ class Samples:
         seed: int,
         batch_size: int,
         accumulation: int,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
         """
         Args:
             text: encodes captions once; None when the text encoder is trained.
-            batch_size: samples of each stream in a micro-batch.
+            batch_size: samples of each stream in a micro-batch of one process.
             accumulation: micro-batches of an optimizer step.
+            rank: which process of the group this is; it makes its own share of each step, and no other.
+            processes: of the group.
         """
         self._family, self._streams, self._text = family, streams, text
         self._seed, self._batch_size, self._accumulation = seed, batch_size, accumulation
+        self._rank, self._processes = rank, processes
         self._token_ids = {stream.prompt: family.tokenize([stream.prompt]) for stream in streams}
 
     @property
     def pictures_per_step(self) -> int:
-        """The user's pictures in an optimizer step."""
-        return self._batch_size * self._accumulation
+        """The user's pictures in an optimizer step, over all processes."""
+        return self._batch_size * self._accumulation * self._processes
 
     def step(self, step: int) -> list[Batch]:
-        """The micro-batches of optimizer step `step` (0 for the first), on the CPU."""
+        """This process's micro-batches of optimizer step `step` (0 for the first), on the CPU."""
         return [self._micro_batch(step, micro) for micro in range(self._accumulation)]
 
     def _micro_batch(self, step: int, micro: int) -> Batch:
-        rows = [
-            self._row(stream, step, micro * self._batch_size + index)
-            for stream in self._streams
-            for index in range(self._batch_size)
-        ]
+        first = (micro * self._processes + self._rank) * self._batch_size
+        rows = [self._row(stream, step, first + index) for stream in self._streams for index in range(self._batch_size)]
         moments, posterior_noise, noise, timesteps = zip(*rows, strict=True)
         order = [stream for stream in self._streams for _ in range(self._batch_size)]
         weights = sample_weights([stream.weight for stream in order], self.pictures_per_step)

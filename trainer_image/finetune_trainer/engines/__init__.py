@@ -8,20 +8,23 @@ from finetune_api.engine import EngineSpec
 from finetune_trainer.engines.base import Engine, EngineState, NonFiniteLoss, StepResult
 from finetune_trainer.engines.eager import EagerEngine
 from finetune_trainer.errors import ConfigurationError
+from finetune_trainer.group.team import ALONE, Team
 
 __all__ = ["Engine", "EngineState", "NonFiniteLoss", "StepResult", "make_engine"]
 
 
-def make_engine(spec: EngineSpec, device: torch.device) -> Engine:
-    """The engine for `spec`.
+def make_engine(spec: EngineSpec, device: torch.device, team: Team = ALONE) -> Engine:
+    """The engine for `spec` in the group `team`.
 
     Raises:
-        ConfigurationError: it asks for processes or offload that this trainer does not have.
+        ConfigurationError: it asks for offload, which this trainer does not have.
     """
-    alone = spec.nodes == 1 and spec.processes_per_node == 1
-    if not alone or spec.offload_optimizer != "None" or spec.offload_parameters != "None":
+    if spec.offload_optimizer != "None" or spec.offload_parameters != "None":
         raise ConfigurationError(
-            "engine: this trainer runs one process without offload; set nodes and processesPerNode to 1 and remove "
-            "offloadOptimizer and offloadParameters"
+            "engine: this trainer keeps everything on its device; remove offloadOptimizer and offloadParameters"
         )
-    return EagerEngine(device)
+    if team.size == 1:
+        return EagerEngine(device)
+    from finetune_trainer.engines.replicated import ReplicatedEngine
+
+    return ReplicatedEngine(device, team)

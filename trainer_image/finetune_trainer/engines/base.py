@@ -56,8 +56,9 @@ class Engine(Protocol):
     def state(self) -> EngineState:
         """A copy of the state at a step's boundary."""
 
-    def load(self, state: EngineState) -> None:
-        """Puts `state` back. Raises ValueError when it belongs to other parameters."""
+    def load(self, state: EngineState | None) -> None:
+        """Puts `state` back; in a group rank 0's, and None in the others, who get it from there. Raises ValueError
+        when it belongs to other parameters."""
 
     def gather(self) -> None:
         """Makes the module's parameters whole in this process, for drawing and export."""

@@ -38,12 +38,7 @@ class EagerEngine:
         )
 
     def step(self, batches: Sequence[Batch], factor: float) -> StepResult:
-        total = torch.zeros((), device=self._device)
-        for batch in batches:
-            with self._autocast():
-                loss, _ = self._module(batch.to(self._device))
-            loss.backward()
-            total += loss.detach()
+        total = self._gradients(batches)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm)
         if not bool(torch.isfinite(total) & torch.isfinite(norm)):
             self._optimizer.zero_grad(set_to_none=True)
@@ -67,7 +62,9 @@ class EagerEngine:
         return EngineState(weights, optimizer)
 
     @torch.no_grad()
-    def load(self, state: EngineState) -> None:
+    def load(self, state: EngineState | None) -> None:
+        if state is None:
+            raise ValueError("a single process has nobody to get its state from")
         if state.weights.keys() != self._parameters.keys():
             strange = sorted(state.weights.keys() ^ self._parameters.keys())[:3]
             raise ValueError(f"the state belongs to other parameters: {', '.join(strange)} …")
@@ -81,6 +78,20 @@ class EagerEngine:
 
     def gather(self) -> None:
         """Nothing to do: the one process has everything."""
+
+    def _gradients(self, batches: Sequence[Batch]) -> Tensor:
+        """Adds the step's gradient to the parameters; returns its loss."""
+        total = torch.zeros((), device=self._device)
+        for batch in batches:
+            total += self._backward(self._module, batch, 1)
+        return total
+
+    def _backward(self, module: nn.Module, batch: Batch, scale: float) -> Tensor:
+        """Gradient of `scale` times the loss of one micro-batch; returns the loss."""
+        with self._autocast():
+            loss, _ = module(batch.to(self._device))
+        (loss if scale == 1 else loss * scale).backward()
+        return loss.detach()
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self._device.type, torch.bfloat16) if self._bf16 else nullcontext()

@@ -19,9 +19,10 @@ from finetune_trainer.data.latents import Crops, Latents
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.data.samples import Samples, Stream
 from finetune_trainer.data.text import TextCache
-from finetune_trainer.engines import Engine, make_engine
+from finetune_trainer.engines import make_engine
 from finetune_trainer.errors import ConfigurationError, RunError
 from finetune_trainer.families.base import Family
+from finetune_trainer.group.team import ALONE, Team
 from finetune_trainer.methods import Method, make_method
 from finetune_trainer.telemetry.listener import Listener, StepReport
 from finetune_trainer.training.schedule import learning_rate_factor, total_steps
@@ -53,9 +54,10 @@ def train(
     pictures: PictureSet,
     class_pictures: Sequence[Path],
     cache_dir: Path | None,
-    checkpoints: Checkpoints,
+    checkpoints: Checkpoints | None,
     listener: Listener,
     should_stop: Callable[[], bool],
+    team: Team = ALONE,
 ) -> TrainOutcome:
     """Trains from the newest checkpoint, or from the start, to the last step or until `should_stop`.
 
@@ -65,14 +67,16 @@ def train(
         pictures: the user's.
         class_pictures: for prior preservation; empty without.
         cache_dir: where latents are kept between attempts; None keeps them in memory only.
-        checkpoints: where the state is saved and looked for.
+        checkpoints: where the state is saved and looked for; None in all processes of a group but rank 0.
         listener: hears of every step.
         should_stop: asked between steps; the state is saved before returning.
+        team: the processes that train together. Where one of them is to stop, all stop after the same step.
 
     Raises:
         DataError: a picture cannot be used.
         NonFiniteLoss: the training diverged.
         ConfigurationError: the run asks for what this trainer does not carry out, or the store refuses.
+        PeerLost: another process of the group is gone.
     """
     spec = run.training
     if spec.deterministic:
@@ -82,26 +86,30 @@ def train(
     classes = PictureSet.of(class_pictures, "class pictures")
     method = make_method(run.method, spec.seed)
     groups = method.install(family)
-    samples = make_samples(run, family, method, pictures, classes, cache_dir)
+    samples = make_samples(run, family, method, pictures, classes, cache_dir, team)
     module = StepModule(family, method.needs).train()
     if spec.gradient_checkpointing:
         for part in module.parts.values():
             part.enable_gradient_checkpointing()
-    engine = make_engine(run.engine, family.device)
+    engine = make_engine(run.engine, family.device, team)
     engine.prepare(module, groups, spec, samples.step(0))
     digests = {"model": family.digest, "pictures": pictures.digest, "classPictures": classes.digest}
 
-    losses: list[float] = []
-    resumed = _resume(checkpoints, engine, digests, listener)
-    if resumed is not None:
-        losses = list(resumed.losses)
-    step, total = len(losses), total_steps(spec, len(pictures) * run.dataset.crops_per_picture)
-    listener.begins(total, step if resumed is not None else None)
+    _compare(digests, team)
+    found = _found(checkpoints, digests, listener)
+    losses, resumed = team.share((list(found.losses), True) if found is not None else ([], False))
+    if resumed:
+        engine.load(found.engine if found is not None else None)
+    step, total = len(losses), total_steps(spec, len(pictures) * run.dataset.crops_per_picture, team.size)
+    resumed_from = step if resumed else None
+    listener.begins(total, resumed_from)
     listener.stage("Training")
     saved_step, saved_at = step, time.monotonic()
 
     def save() -> None:
         nonlocal saved_step, saved_at
+        if checkpoints is None:
+            return
         began = time.monotonic()
         saved = _save(checkpoints, TrainingState(step, engine.state(), tuple(losses), digests), listener)
         saved_at = time.monotonic()
@@ -109,7 +117,7 @@ def train(
             saved_step = step
             listener.checkpoint(step, saved_at - began)
 
-    while step < total and not should_stop():
+    while step < total and not team.any(should_stop()):
         began = time.monotonic()
         factor = learning_rate_factor(spec.scheduler, step, total)
         result = engine.step(samples.step(step), factor)
@@ -140,7 +148,7 @@ def train(
         step < total,
         tuple(losses),
         method,
-        resumed.step if resumed else None,
+        resumed_from,
         saved_step,
     )
 
@@ -152,8 +160,9 @@ def make_samples(
     pictures: PictureSet,
     classes: PictureSet,
     cache_dir: Path | None,
+    team: Team = ALONE,
 ) -> Samples:
-    """The samples of a run: the user's pictures, and class pictures if there are any."""
+    """This process's samples of a run: the user's pictures, and class pictures if there are any."""
     spec, dataset = run.training, run.dataset
     resolution = dataset.resolution or family.resolution
     folder = None if cache_dir is None else cache_dir / "latents"
@@ -164,14 +173,20 @@ def make_samples(
         latents = Latents(family, classes, Crops(resolution), folder)
         streams.append(Stream(Purpose.CLASS, latents, prior.class_prompt, prior.weight))
     text = None if method.needs.live_text_encoder else TextCache(family)
-    return Samples(family, tuple(streams), text, spec.seed, spec.batch_size, spec.gradient_accumulation_steps)
+    batch, accumulation = spec.batch_size, spec.gradient_accumulation_steps
+    return Samples(family, tuple(streams), text, spec.seed, batch, accumulation, team.rank, team.size)
 
 
-def _resume(
-    checkpoints: Checkpoints, engine: Engine, digests: dict[str, str], listener: Listener
-) -> TrainingState | None:
-    found = checkpoints.latest()
-    if found is None:
+def _compare(digests: dict[str, str], team: Team) -> None:
+    leaders = team.share(digests)
+    changed = sorted(name for name in digests if digests[name] != leaders[name])
+    if changed:
+        raise RunError(f"the processes of the group fetched different things ({', '.join(changed)}); was one replaced?")
+
+
+def _found(checkpoints: Checkpoints | None, digests: dict[str, str], listener: Listener) -> TrainingState | None:
+    found = checkpoints.latest() if checkpoints is not None else None
+    if found is None or checkpoints is None:
         return None
     step, state = found
     changed = sorted(name for name in digests if state.digests.get(name) != digests[name])
@@ -180,7 +195,6 @@ def _resume(
         # or they, being ahead, would push out the new ones
         checkpoints.clear()
         return None
-    engine.load(state.engine)
     return state
 
 

@@ -21,8 +21,9 @@ def learning_rate_factor(spec: SchedulerSpec, step: int, total_steps: int) -> fl
     return 1 - done if spec.name == "Linear" else 0.5 * (1 + math.cos(math.pi * done))
 
 
-def total_steps(spec: TrainingSpec, items: int) -> int:
-    """Optimizer steps: `steps`, or as many as `epochs` passes over `items` (pictures times crops) take.
+def total_steps(spec: TrainingSpec, items: int, processes: int = 1) -> int:
+    """Optimizer steps: `steps`, or as many as `epochs` passes of all `processes` over `items` (pictures times crops)
+    take.
 
     Raises:
         ValueError: neither is set.
@@ -31,4 +32,4 @@ def total_steps(spec: TrainingSpec, items: int) -> int:
         return spec.steps
     if spec.epochs is None:
         raise ValueError("training.steps or training.epochs must be set in a TrainingRun")
-    return math.ceil(items * spec.epochs / (spec.batch_size * spec.gradient_accumulation_steps))
+    return math.ceil(items * spec.epochs / (spec.batch_size * spec.gradient_accumulation_steps * processes))

@@ -1,0 +1,31 @@
+"""Where a training process sits in its group. The supervisor that starts it says so, in FINETUNE_SEAT."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Seat(BaseModel):
+    """One process of a group."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: Annotated[int, Field(ge=0)]
+    """0 … size - 1, over all pods. Rank 0 leads: it alone talks to the store, reports and publishes."""
+    size: Annotated[int, Field(ge=1)]
+    """Processes of the group."""
+    local_rank: Annotated[int, Field(ge=0)]
+    """0 … processesPerNode - 1, in this pod: the number of its GPU."""
+    generation: str
+    """Attempt of rank 0: a process of another generation shares nothing with this one."""
+    store_host: str
+    """Where rank 0 serves the group's torch.distributed store."""
+    store_port: Annotated[int, Field(ge=1, le=65535)]
+    store_fd: int | None = None
+    """Rank 0's: the socket that listens on store_port, inherited, so that nobody else can take the port."""
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
