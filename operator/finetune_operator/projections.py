@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from finetune_operator.specs.naming import (
+    INDEX_LABEL,
     JOB_LABEL,
     JOB_UID_LABEL,
     LONGEST_DEADLINE_ANNOTATION,
+    NODE_LOST_ANNOTATION,
+    QUEUE_LABEL,
     RETRIES_BEFORE_ANNOTATION,
     RUN_DIGEST_ANNOTATION,
 )
@@ -78,6 +81,16 @@ class ChildState:
     deleting: bool
     backoff_limit: int
     retries_before: int
+    suspended: bool
+    """Somebody holds it back; pods are neither made nor kept."""
+    queue: str
+    """Kueue's LocalQueue; empty for none."""
+    nodes: int
+    """Pods that train together."""
+    started_at: str | None
+    """Since when pods are asked for, as the Job controller says."""
+    node_lost: str
+    """The profile's nodeLost when the Job was made."""
     longest_deadline: int | None
     """The profile's limit of the active deadline when the Job was made."""
     run_digest: str
@@ -97,10 +110,15 @@ class PodState:
     job: Key
     owner_uid: str
     """UID of the FineTuneJob."""
+    job_uid: str
+    """UID of the Job that made it."""
+    index: int
+    """Its rank among the pods that train together."""
     uid: str
     version: int
     created: str
-    deleting: bool
+    deletion_at: str | None
+    """When its grace is over, for a pod that was told to stop."""
     phase: str
     ip: str
     node: str
@@ -121,6 +139,10 @@ class PodState:
     finished_at: str | None
     gone: bool = False
     """The pod object no longer exists; kept until its end stands in the FineTuneJob's status."""
+
+    @property
+    def deleting(self) -> bool:
+        return self.deletion_at is not None
 
     @property
     def ended(self) -> bool:
@@ -217,6 +239,11 @@ def child_state(body: Object) -> ChildState:
         deleting=bool(meta.get("deletionTimestamp")),
         backoff_limit=int(spec.get("backoffLimit", 6)),
         retries_before=_number(annotations.get(RETRIES_BEFORE_ANNOTATION)) or 0,
+        suspended=bool(spec.get("suspend")),
+        queue=str((meta.get("labels") or {}).get(QUEUE_LABEL) or ""),
+        nodes=int(spec.get("completions") or 1),
+        started_at=status.get("startTime"),
+        node_lost=str(annotations.get(NODE_LOST_ANNOTATION) or ""),
         longest_deadline=_number(annotations.get(LONGEST_DEADLINE_ANNOTATION)),
         run_digest=str(annotations.get(RUN_DIGEST_ANNOTATION) or ""),
         failed=int(status.get("failed") or 0),
@@ -243,10 +270,12 @@ def pod_state(body: Object) -> PodState:
         key=Key(meta["namespace"], meta["name"]),
         job=Key(meta["namespace"], labels.get(JOB_LABEL, "")),
         owner_uid=labels.get(JOB_UID_LABEL, ""),
+        job_uid=controller_uid(body),
+        index=_number(labels.get(INDEX_LABEL)) or 0,
         uid=meta["uid"],
         version=version_of(body),
         created=meta["creationTimestamp"],
-        deleting=bool(meta.get("deletionTimestamp")),
+        deletion_at=meta.get("deletionTimestamp"),
         phase=str(status.get("phase") or "Pending"),
         ip=str(status.get("podIP") or ""),
         node=str(spec.get("nodeName") or ""),

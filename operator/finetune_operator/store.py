@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Protocol, TypeVar
 
+from finetune_operator.policies.queueing import QueueNote
 from finetune_operator.projections import ChildState, JobState, Key, PodState, ProfileState, Warned, gone
 
 
@@ -41,6 +42,7 @@ class Store:
         self._children: dict[Key, ChildState] = {}
         self._pods: dict[Key, dict[str, PodState]] = defaultdict(dict)
         self._warnings: dict[Key, Warned] = {}
+        self._notes: dict[str, QueueNote] = {}
         self.primed = False
         """Whether everything was listed once: only then does absence mean anything."""
 
@@ -67,6 +69,16 @@ class Store:
     def warning_of(self, key: Key) -> Warned | None:
         """The newest Warning Event of a Job."""
         return self._warnings.get(key)
+
+    def note_of(self, child_uid: str) -> QueueNote | None:
+        """What Kueue says of a Job."""
+        return self._notes.get(child_uid)
+
+    def put_notes(self, notes: dict[str, QueueNote]) -> set[str]:
+        """Replaces what Kueue says of all Jobs, by UID. Returns those of which it says something else now."""
+        changed = {uid for uid in notes.keys() | self._notes.keys() if notes.get(uid) != self._notes.get(uid)}
+        self._notes = notes
+        return changed
 
     def put_job(self, job: JobState) -> None:
         if _newer(self._jobs.get(job.key), job):

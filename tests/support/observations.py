@@ -61,6 +61,11 @@ def child(**changes: object) -> ChildState:
         deleting=False,
         backoff_limit=3,
         retries_before=0,
+        suspended=False,
+        queue="",
+        nodes=1,
+        started_at=None,
+        node_lost="ForceDelete",
         longest_deadline=None,
         run_digest=snapshot().digest,
         failed=0,
@@ -78,10 +83,12 @@ def pod(**changes: object) -> PodState:
         key=Key("art", "dog-abcde"),
         job=KEY,
         owner_uid=UID,
+        job_uid="job-uid",
+        index=0,
         uid="pod-1",
         version=7,
         created=at(-55),
-        deleting=False,
+        deletion_at=None,
         phase="Pending",
         ip="",
         node="node-1",
@@ -129,7 +136,8 @@ def begun(*conditions: Condition, **more: object) -> FineTuneJobStatus:
     ]
     made = snapshot()
     resolved = ResolvedStatus(profile="tiny", run_sha256=made.digest, profile_sha256=made.profile_digest)
-    fields: dict[str, Any] = {"start_time": at(-60), "resolved": resolved, "retries": 0, **more}
+    start = {"start_time": at(-60), "active_since": at(-60)}
+    fields: dict[str, Any] = {**start, "resolved": resolved, "retries": 0, **more}
     return FineTuneJobStatus(conditions=[given.get(c.type, c) for c in usual], **fields)
 
 

@@ -196,7 +196,7 @@ CASES = [
     ),
     Case(
         "resumption makes a new Job from the snapshot",
-        observed(begun(SUSPENDED, retries=2, active_seconds=30), looked=True, snapshot=snapshot()),
+        observed(begun(SUSPENDED, retries=2, active_seconds=30, active_since=None), looked=True, snapshot=snapshot()),
         "Starting",
         ["CreateChild"],
         {"Suspended": ("False", "Resumed")},
@@ -229,7 +229,7 @@ CASES = [
     Case(
         "the deadline, suspensions left out",
         observed(
-            begun(condition("Suspended", "False", "Resumed", -10), start_time=at(-1000), active_seconds=95),
+            begun(condition("Suspended", "False", "Resumed", -10), active_seconds=95, active_since=at(-10)),
             spec=spec({"activeDeadlineSeconds": 100}),
             child=child(),
             pods=(running(),),
@@ -373,7 +373,7 @@ def test_a_forged_snapshot_is_replaced() -> None:
 
 
 def test_retries_are_counted_over_all_jobs() -> None:
-    status = begun(SUSPENDED, retries=2, active_seconds=30)
+    status = begun(SUSPENDED, retries=2, active_seconds=30, active_since=None)
     made = plan(observed(status, spec=spec({"retries": 5}), looked=True, snapshot=snapshot()), NOW)
     (create,) = made.actions
     assert (create.backoff_limit, create.retries_before) == (3, 2)  # type: ignore[union-attr]  # CreateChild
@@ -383,7 +383,7 @@ def test_retries_are_counted_over_all_jobs() -> None:
 
 
 def test_active_time_is_counted_when_a_job_is_suspended() -> None:
-    status = begun(condition("Suspended", "False", "Resumed", -20), start_time=at(-500), active_seconds=100)
+    status = begun(condition("Suspended", "False", "Resumed", -20), active_seconds=100, active_since=at(-20))
     made = plan(observed(status, spec=spec(suspend=True), looked=True, snapshot=snapshot()), NOW)
     assert made.status is not None
     assert made.status.active_seconds == 120

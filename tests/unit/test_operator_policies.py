@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -10,8 +11,8 @@ from finetune_api.status import AttemptStatus
 from finetune_operator.policies import outcome as outcomes
 from finetune_operator.policies import retry
 from finetune_operator.policies.acceptance import Refused, accept
+from finetune_operator.policies.activity import Activity, began, effective_deadline
 from finetune_operator.policies.attempts import KEPT, attempts_of, result_of
-from finetune_operator.policies.deadline import active_seconds, effective_deadline
 from finetune_operator.policies.exit_codes import pod_failure_policy, reason_of
 from finetune_operator.policies.readiness import readiness
 from finetune_operator.policies.start_deadline import seconds_to_start
@@ -189,15 +190,20 @@ def test_retries_are_shared_by_all_jobs() -> None:
     assert retry.wanted_backoff_limit(5, child(retries_before=2)) == 3
 
 
-@pytest.mark.parametrize(
-    ("start", "before", "resumed", "expected"),
-    [(None, None, None, 0), (-60, None, None, 60), (-60, None, -10, 60), (-600, 50, -10, 60)],
-)
-def test_active_time(start: int | None, before: int | None, resumed: int | None, expected: int) -> None:
-    def moment(seconds: int | None) -> object:
-        return None if seconds is None else NOW + timedelta(seconds=seconds)
+def test_active_time_leaves_out_what_was_suspended_or_queued() -> None:
+    ago = {seconds: NOW - timedelta(seconds=seconds) for seconds in (100, 60, 10)}
+    first = Activity().goes_on(ago[100])
+    assert first.goes_on(ago[60]) == first, "it does not begin twice"
+    stopped = first.rests(ago[60])
+    assert (stopped.total(NOW), stopped.rests(NOW)) == (40, stopped)
+    assert stopped.goes_on(ago[10]).total(NOW) == 50
 
-    assert active_seconds(moment(start), before, moment(resumed), NOW) == expected  # type: ignore[arg-type]
+
+def test_a_queued_job_is_active_from_its_admission_on() -> None:
+    assert began(child(), NOW) == NOW - timedelta(seconds=60)
+    queued = child(queue="gpus")
+    assert began(queued, NOW) == NOW, "admitted a moment ago: the Job controller has not noted it yet"
+    assert began(replace(queued, started_at=at(-5)), NOW) == NOW - timedelta(seconds=5)
 
 
 def test_deadlines() -> None:
@@ -234,7 +240,7 @@ def warning(message: str) -> Warned:
         ([pod(waiting_reason="ErrImagePull", waiting_message="denied")], None, "", "ImagePullFailed", IMAGE),
         ([pod(waiting_reason="CreateContainerConfigError", waiting_message="bad")], None, "", "ConfigError", "bad"),
         ([pod()], None, "MountVolume.SetUp failed", "ConfigError", "MountVolume.SetUp failed"),
-        ([running(deleting=True)], None, "", "Interrupted", "being stopped"),
+        ([running(deletion_at=at(60))], None, "", "Interrupted", "being stopped"),
         ([ended(75)], None, "", "Restarting", "exit code 75"),
         ([ended(75), pod(uid="pod-2")], None, "", "Starting", "being started"),
     ],

@@ -20,7 +20,7 @@ from finetune_operator.progress.poller import WRITES_PER_SECOND, ProgressPoller
 from finetune_operator.progress.reading import percent
 from finetune_operator.projections import Key, job_state
 from finetune_operator.store import Store
-from support.observations import KEY, NOW, UID, running
+from support.observations import KEY, NOW, UID, at, running
 from test_operator_store import job_body
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -149,7 +149,7 @@ def test_each_pod_is_asked_in_its_turn() -> None:
     polling = poller(store, clock, [], ProgressClient(1))
     store.put_pod(running())
     store.put_pod(running(uid="waits", running=False))
-    store.put_pod(running(uid="leaves", deleting=True))
+    store.put_pod(running(uid="leaves", deletion_at=at(60)))
     store.put_pod(running(uid="nowhere", ip=""))
     assert [pod.uid for pod in polling.due()] == ["pod-1"]
     clock.now += timedelta(seconds=4)

@@ -41,13 +41,23 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [get, list, watch, delete]
+# A pod on a node that no longer answers is declared failed before it is deleted: the Job goes on only then.
+- apiGroups: [""]
+  resources: [pods/status]
+  verbs: [patch]
 - apiGroups: [""]
   resources: [services]
   verbs: [get, create]
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get, create, delete]
+{{- if .Values.kueue.enabled }}
+# Kueue's Workloads say why a job waits in its queue.
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads]
+  verbs: [list]
+{{- end }}
 # Warning Events of Jobs and pods say why nothing is running.
 - apiGroups: [""]
   resources: [events]

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from finetune_api.status import Condition, Phase
 
+from finetune_operator.policies.queueing import HELD_BACK
+
 STARTING = {"Starting", "Restarting", "Interrupted"}
 
 
@@ -21,10 +23,12 @@ def phase_of(conditions: Mapping[str, Condition], started: bool) -> Phase:
         return "Succeeded"
     if true("Suspended"):
         return "Suspended"
+    ready = conditions.get("PodsReady")
+    if true("Accepted") and ready is not None and ready.reason in HELD_BACK:
+        return "Queued"
     if not true("Accepted") or not started:
         return "Pending"
     suspending = "Suspended" in conditions and conditions["Suspended"].reason == "Suspending"
     if true("PodsReady") or suspending:
         return "Running"
-    ready = conditions.get("PodsReady")
     return "Starting" if ready is not None and ready.reason in STARTING else "Pending"

@@ -23,6 +23,8 @@ CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" (not found|is being deleted
 ACCOUNT = re.compile(r'serviceaccount "([^"]+)" not found')
 QUOTA = re.compile(r"(exceeded|failed) quota:")
 LONGEST = 2000
+NAMED = 4
+"""Pods of a group that the message names."""
 MOUNT_PATIENCE = 8.0
 """Seconds a pod on a node may take to start before its Events are asked for."""
 
@@ -48,6 +50,7 @@ BLOCKED = {
     "ImagePullFailed",
     "ConfigError",
     "NameConflict",
+    "NodeLost",
 }
 
 
@@ -55,22 +58,36 @@ def no(reason: str, message: str) -> Readiness:
     return Readiness("False", reason, message[:LONGEST])
 
 
-def readiness(pods: Sequence[PodState], warning: Warned | None, mount_failure: str) -> Readiness:
-    """`pods`: those of the present Job, oldest first. `mount_failure`: message of a Warning Event of the newest pod."""
+def readiness(pods: Sequence[PodState], warning: Warned | None, mount_failure: str, nodes: int = 1) -> Readiness:
+    """`pods`: those of the present Job, oldest first. `mount_failure`: message of a Warning Event of the newest pod.
+    `nodes`: how many pods train together."""
     live = [pod for pod in pods if not pod.ended]
     running = [pod for pod in live if pod.running and not pod.deleting]
-    if running:
-        pod = running[-1]
-        return Readiness("True", "Running", f"pod {pod.key.name} runs on node {pod.node}")
-    if live:
-        return _of_pod(live[-1], mount_failure)
+    if len(running) >= nodes:
+        where = ", ".join(f"pod {pod.key.name} runs on node {pod.node}" for pod in running[:NAMED])
+        return Readiness("True", "Running", where if nodes <= NAMED else f"{nodes} pods run: {where} …")
+    idle = [pod for pod in live if pod not in running]
+    if idle:
+        return _of_pod(idle[-1], mount_failure)
     if warning is not None and _speaks_of_now(warning, pods):
         return _of_warning(warning.message)
+    if running:
+        return no("Starting", f"{len(running)} of {nodes} pods run")
     if pods:
         last = pods[-1]
         how = f"exit code {last.exit_code}" if last.exit_code is not None else last.disruption or last.pod_reason
         return no("Restarting", f"pod {last.key.name} ended ({how or 'deleted'}); the next one follows after a pause")
     return no("Starting", "the Job was created, its pod is to come")
+
+
+def node_lost(pod: PodState) -> Readiness:
+    """A pod whose node does not answer, where the profile leaves it to people."""
+    return no(
+        "NodeLost",
+        f"pod {pod.key.name} was told to stop and node {pod.node} does not answer. When you are sure that the node is "
+        f"off: kubectl delete pod {pod.key.name} --namespace {pod.key.namespace} --force --grace-period=0. With "
+        "spec.nodeLost: ForceDelete in the FineTuneProfile it would be done for you",
+    )
 
 
 def may_hang(pod: PodState) -> bool:

@@ -59,7 +59,7 @@ class ProgressPoller:
     def due(self) -> list[PodState]:
         """The pods to ask now."""
         now = self._clock()
-        running = [pod for pod in self._store.pods() if pod.running and pod.ip and not pod.deleting]
+        running = [pod for pod in self._store.pods() if pod.running and pod.ip and not pod.deleting and pod.index == 0]
         interval = max(self._interval, len(running) / WRITES_PER_SECOND)
         self._asked = {pod.uid: self._asked[pod.uid] for pod in running if pod.uid in self._asked}
         self._board.keep_only({pod.owner_uid for pod in running})

@@ -54,7 +54,18 @@ class DeleteJob:
     uid: str
 
 
-Action = CreateSnapshot | CreateChild | SetBackoffLimit | DeleteChild | DeleteJob
+@dataclass(frozen=True)
+class DeletePod:
+    """DELETE a pod that does not end with its group. With `force`: its node no longer answers, so it is first declared
+    failed, as the cluster's own pod collector does, and then deleted without waiting for anybody."""
+
+    name: str
+    uid: str
+    node: str
+    force: bool = False
+
+
+Action = CreateSnapshot | CreateChild | SetBackoffLimit | DeleteChild | DeleteJob | DeletePod
 
 
 @dataclass(frozen=True)

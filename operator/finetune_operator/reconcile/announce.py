@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from finetune_api.status import AttemptStatus, Condition, FineTuneJobStatus
 
+from finetune_operator.policies.attempts import interrupted
+from finetune_operator.policies.queueing import HELD_BACK
 from finetune_operator.policies.readiness import BLOCKED
-from finetune_operator.reconcile.actions import Action, Announcement, CreateChild
+from finetune_operator.reconcile.actions import Action, Announcement, CreateChild, DeletePod
 from finetune_operator.reconcile.observed import Observed
-
-INTERRUPTIONS = {"Interrupted", "PeerLost", "Lost", "Deleted"}
 
 
 def announcements(seen: Observed, status: FineTuneJobStatus, actions: Sequence[Action]) -> tuple[Announcement, ...]:
@@ -21,7 +21,9 @@ def announcements(seen: Observed, status: FineTuneJobStatus, actions: Sequence[A
     found = [
         _accepted(old.get("Accepted"), new.get("Accepted"), status),
         _created(seen, status, actions),
+        *deleted_pods(actions),
         *_attempts(seen, status),
+        _queued(seen, old.get("PodsReady"), new.get("PodsReady"), status),
         _blocked(seen, old.get("PodsReady"), new.get("PodsReady")),
         _suspended(old.get("Suspended"), new.get("Suspended"), status),
         _ended(new.get("Succeeded"), new.get("Failed"), status),
@@ -43,8 +45,25 @@ def _created(seen: Observed, status: FineTuneJobStatus, actions: Sequence[Action
     for action in actions:
         if isinstance(action, CreateChild):
             message = f"Job {seen.identity.name} was created with image {action.snapshot.profile.image}"
-            return Announcement("Normal", "Created", message, f"{status.retries} {status.active_seconds}")
+            mark = f"{status.retries} {status.interruptions} {status.active_seconds}"
+            return Announcement("Normal", "Created", message, mark)
     return None
+
+
+def deleted_pods(actions: Sequence[Action]) -> tuple[Announcement, ...]:
+    """Why the operator itself ends pods."""
+    found = []
+    for action in actions:
+        if isinstance(action, DeletePod) and action.force:
+            message = (
+                f"pod {action.name} outlived its grace by two minutes, so node {action.node} does not answer: the pod "
+                "is deleted by force, and training goes on elsewhere"
+            )
+            found.append(Announcement("Warning", "NodeLost", message, action.uid))
+        elif isinstance(action, DeletePod):
+            message = f"pod {action.name} did not end with its group and is deleted; the group begins anew"
+            found.append(Announcement("Warning", "PeerLost", message, action.uid))
+    return tuple(found)
 
 
 def _attempts(seen: Observed, status: FineTuneJobStatus) -> list[Announcement]:
@@ -61,13 +80,25 @@ def _attempts(seen: Observed, status: FineTuneJobStatus) -> list[Announcement]:
 
 
 def _attempt_ended(attempt: AttemptStatus) -> Announcement:
-    if attempt.reason in INTERRUPTIONS:
+    if interrupted(attempt):
         message = f"pod {attempt.pod_name} was interrupted ({attempt.reason}); training goes on from its checkpoint"
         return Announcement("Normal", "Interrupted", message, attempt.pod_uid)
     code = f", exit code {attempt.exit_code}" if attempt.exit_code is not None else ""
     said = f": {attempt.message}" if attempt.message else ""
     message = f"pod {attempt.pod_name} failed ({attempt.reason}{code}){said}"
     return Announcement("Warning", "AttemptFailed", message, attempt.pod_uid)
+
+
+def _queued(
+    seen: Observed, old: Condition | None, new: Condition | None, status: FineTuneJobStatus
+) -> Announcement | None:
+    was, now = old.reason if old else "", new.reason if new else ""
+    mark = f"{seen.own_child.uid if seen.own_child else ''} {status.interruptions} {status.active_seconds}"
+    if new is not None and now in HELD_BACK and was != now:
+        return Announcement("Normal", now, new.message, mark)
+    if was in HELD_BACK and now not in HELD_BACK and seen.own_child is not None and not seen.own_child.suspended:
+        return Announcement("Normal", "Admitted", "its Job was resumed", mark)
+    return None
 
 
 def _blocked(seen: Observed, old: Condition | None, new: Condition | None) -> Announcement | None:

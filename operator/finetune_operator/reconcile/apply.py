@@ -7,7 +7,15 @@ from collections.abc import Sequence
 
 from finetune_api.training_run import RunIdentity
 
-from finetune_operator.client import ApiError, ConflictError, ForbiddenError, InvalidError, Kube, Object
+from finetune_operator.client import (
+    ApiError,
+    ConflictError,
+    ForbiddenError,
+    InvalidError,
+    Kube,
+    NotFoundError,
+    Object,
+)
 from finetune_operator.policies.readiness import QUOTA, Readiness, no, refused
 from finetune_operator.projections import Key, child_state, controller_uid, job_state
 from finetune_operator.reconcile.actions import (
@@ -16,12 +24,15 @@ from finetune_operator.reconcile.actions import (
     CreateSnapshot,
     DeleteChild,
     DeleteJob,
+    DeletePod,
     SetBackoffLimit,
 )
-from finetune_operator.resources import CONFIGMAPS, FINETUNEJOBS, JOBS, SERVICES, Resource
+from finetune_operator.resources import CONFIGMAPS, FINETUNEJOBS, JOBS, PODS, SERVICES, Resource
+from finetune_operator.scope import Scope
 from finetune_operator.specs.configmap import snapshot_config_map
 from finetune_operator.specs.job import training_job
 from finetune_operator.specs.naming import snapshot_name
+from finetune_operator.specs.pod import lost_pod_status
 from finetune_operator.specs.service import headless_service
 from finetune_operator.store import Store
 
@@ -43,9 +54,11 @@ class RefusedError(Exception):
 class Applier:
     """Writes to the API server, and tells the store what came of it."""
 
-    def __init__(self, kube: Kube, store: Store) -> None:
+    def __init__(self, kube: Kube, store: Store, scope: Scope | None = None) -> None:
+        """`scope`: whose label the children carry; default: an operator without a class."""
         self._kube = kube
         self._store = store
+        self._scope = scope or Scope()
 
     async def apply(self, key: Key, version: int, actions: Sequence[Action]) -> None:
         """Carries out `actions` in order. `version`: resourceVersion of the FineTuneJob they were planned for.
@@ -77,8 +90,22 @@ class Applier:
                 self._store.put_child(child_state(answer))
             case DeleteChild(uid):
                 await self._kube.delete(JOBS, key.namespace, key.name, uid, "Foreground")
+            case DeletePod():
+                await self._delete_pod(key, action)
             case DeleteJob(uid):
                 await self._kube.delete(FINETUNEJOBS, key.namespace, key.name, uid, "Background")
+
+    async def _delete_pod(self, key: Key, action: DeletePod) -> None:
+        """Deletion alone does not end a pod whose node is gone: the Job controller waits for a terminal phase, and
+        keeps its finalizer until it sees one (tried on 1.34)."""
+        if action.force:
+            body = {"metadata": {"uid": action.uid}, "status": lost_pod_status(action.node)}
+            try:
+                await self._kube.patch_status(PODS, key.namespace, action.name, body)
+            except (NotFoundError, ConflictError):
+                return
+        grace = 0 if action.force else None
+        await self._kube.delete(PODS, key.namespace, action.name, action.uid, "Background", grace)
 
     async def _delete_snapshot(self, identity: RunIdentity) -> None:
         name = snapshot_name(identity)
@@ -118,7 +145,7 @@ class Applier:
 
     async def _create(self, resource: Resource, identity: RunIdentity, body: Object) -> Object:
         try:
-            return await self._kube.create(resource, identity.namespace, body)
+            return await self._kube.create(resource, identity.namespace, self._scope.mark(body))
         except (ForbiddenError, InvalidError) as error:
             raise RefusedError(_refusal(resource, error)) from error
 

@@ -40,6 +40,7 @@ class Observer:
             return None
         identity = RunIdentity(name=key.name, namespace=key.namespace, uid=job.uid)
         pods = tuple(pod for pod in self._store.pods_of(key) if pod.owner_uid == job.uid)
+        child = self._store.children.get(key)
         created = parse(job.created)
         assert created is not None
         return job, Observed(
@@ -51,9 +52,10 @@ class Observer:
             status=read(job.status),
             profiles=self._store.profiles,
             default_image=self._default_image,
-            child=self._store.children.get(key),
+            child=child,
             pods=pods,
             warning=self._store.warning_of(key),
+            note=self._store.note_of(child.uid) if child is not None else None,
             mount_failure=await self._mount_failure(pods, now),
             reading=self._board.reading(job.uid, now),
             looked=look,

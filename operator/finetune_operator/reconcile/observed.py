@@ -11,6 +11,7 @@ from finetune_api.run_policy import RunPolicySpec
 from finetune_api.status import Condition, FineTuneJobStatus
 from finetune_api.training_run import RunIdentity
 
+from finetune_operator.policies.queueing import QueueNote
 from finetune_operator.policies.readiness import Readiness
 from finetune_operator.progress.reading import Reading
 from finetune_operator.projections import ChildState, PodState, ProfileState, Warned
@@ -34,6 +35,7 @@ class Observed:
     pods: tuple[PodState, ...] = ()
     """Pods of this FineTuneJob, oldest first."""
     warning: Warned | None = None
+    note: QueueNote | None = None
     mount_failure: str = ""
     reading: Reading | None = None
     looked: bool = False
@@ -74,6 +76,6 @@ class Observed:
 
     @property
     def child_pods(self) -> tuple[PodState, ...]:
-        """Pods of the present Job: those made since it was."""
+        """Pods of the present Job."""
         child = self.own_child
-        return tuple(pod for pod in self.pods if child is not None and pod.created >= child.created)
+        return tuple(pod for pod in self.pods if child is not None and pod.job_uid == child.uid)

@@ -8,9 +8,12 @@ from datetime import datetime
 from finetune_operator.policies import outcome as outcomes
 from finetune_operator.policies import retry
 from finetune_operator.policies.acceptance import Refused, accept
-from finetune_operator.policies.attempts import at_work, attempts_of, result_of
-from finetune_operator.policies.deadline import active_seconds, effective_deadline
-from finetune_operator.policies.readiness import MOUNT_PATIENCE, Readiness, may_hang, no, readiness
+from finetune_operator.policies.activity import Activity, began, effective_deadline
+from finetune_operator.policies.attempts import Tally, at_work, attempts_of, result_of, tally
+from finetune_operator.policies.lost_node import seconds_overdue
+from finetune_operator.policies.queueing import held_back
+from finetune_operator.policies.readiness import MOUNT_PATIENCE, Readiness, may_hang, no, node_lost, readiness
+from finetune_operator.policies.replacement import wants_new_job
 from finetune_operator.policies.start_deadline import seconds_to_start
 from finetune_operator.policies.ttl import seconds_to_deletion
 from finetune_operator.progress.reading import finished_progress, progress_status
@@ -23,8 +26,9 @@ from finetune_operator.reconcile.actions import (
     Plan,
     SetBackoffLimit,
 )
-from finetune_operator.reconcile.announce import announcements
+from finetune_operator.reconcile.announce import announcements, deleted_pods
 from finetune_operator.reconcile.observed import Observed
+from finetune_operator.reconcile.pods import pods_to_end
 from finetune_operator.reconcile.results import artifacts_of, resolved_status, with_revision
 from finetune_operator.reconcile.status import StatusDraft
 from finetune_operator.specs.configmap import Snapshot
@@ -52,10 +56,17 @@ def _after_the_end(seen: Observed, now: datetime) -> Plan:
     child = seen.own_child
     if child is not None and child.finished_at is None and not child.deleting:
         actions.append(DeleteChild(child.uid))
+    deletions, timers = pods_to_end(child, seen.pods, now)
+    actions.extend(deletions)
     left = seconds_to_deletion(seen.policy.ttl_seconds_after_finished, parse(seen.status.completion_time), now)
     if left is not None and left <= 0:
         actions.append(DeleteJob(seen.identity.uid))
-    return Plan(actions=tuple(actions), requeue_after=left if left is not None and left > 0 else None)
+    timers += [left] if left is not None and left > 0 else []
+    return Plan(
+        actions=tuple(actions),
+        announcements=deleted_pods(actions),
+        requeue_after=min(timers, default=None),
+    )
 
 
 class _Planner:
@@ -78,9 +89,13 @@ class _Planner:
         if self._must_look():
             return Plan(look=True)
         self._attempts()
+        deletions, timers = pods_to_end(self.child, self.seen.pods, self.now)
+        self.actions += deletions
+        self.timers += timers
         decision = self._acceptance()
         if not (self._ended() or self._overdue()):
             self._running(decision)
+        self._count_activity()
         status = self.draft.finished()
         return Plan(
             status=status,
@@ -103,8 +118,17 @@ class _Planner:
 
     def _attempts(self) -> None:
         seen = self.seen
-        attempts = attempts_of(seen.status.attempts or [], seen.pods, seen.identity.uid)
-        self.draft.set(attempts=attempts or None, retries=self.used)
+        recorded = seen.status.attempts or []
+        progress = seen.reading.progress if seen.reading is not None else None
+        attempts = attempts_of(recorded, seen.pods, seen.identity.uid, progress)
+        before = Tally(seen.status.interruptions or 0, seen.status.lost_steps or 0)
+        total = tally(before, recorded, attempts)
+        self.draft.set(
+            attempts=attempts or None,
+            retries=self.used,
+            interruptions=total.interruptions,
+            lost_steps=total.lost_steps,
+        )
 
     def _acceptance(self) -> Snapshot | Refused | None:
         """The snapshot that holds, where one was made, else what job and profile give today; None where there is no
@@ -166,9 +190,9 @@ class _Planner:
             return False
         longest = self.child.longest_deadline if self.child else None
         deadline = effective_deadline(policy.active_deadline_seconds, longest)
-        start = parse(seen.status.start_time)
-        if deadline is not None and start is not None:
-            left = deadline - active_seconds(start, seen.status.active_seconds, since, self.now)
+        activity = self._activity()
+        if deadline is not None and activity.since is not None:
+            left = deadline - activity.total(self.now)
             if left <= 0:
                 self._stop()
                 self._fail("DeadlineExceeded", f"the job was active for {deadline} s, its deadline", None)
@@ -244,8 +268,9 @@ class _Planner:
                 self.actions.append(SetBackoffLimit(child.uid, wanted))
         if child is not None and child.deleting:
             self.timers.append(CHILD_PATIENCE)
-        if seen.status.start_time is None and seen.refusal is None:
-            self.draft.set(start_time=child.created if child is not None else show(self.now))
+        busy = any(not pod.ended for pod in seen.child_pods)
+        if child is not None and wants_new_job(child, self.draft.status.attempts or [], busy):
+            self.actions.append(DeleteChild(child.uid))
         self._ready(self._readiness())
         live = [pod for pod in seen.child_pods if not pod.ended]
         created = parse(live[-1].created) if live and may_hang(live[-1]) else None
@@ -254,9 +279,17 @@ class _Planner:
 
     def _readiness(self) -> Readiness:
         seen = self.seen
+        child = self.child
         if seen.refusal is not None:
             return seen.refusal
-        return readiness(seen.child_pods, seen.warning, seen.mount_failure)
+        if child is None:
+            return readiness((), seen.warning, seen.mount_failure)
+        overdue = [pod for pod in seen.child_pods if (seconds_overdue(pod, self.now) or -1.0) >= 0]
+        if overdue and child.node_lost == "Wait":
+            return node_lost(overdue[-1])
+        worked = any((attempt.started_at or "") >= child.created for attempt in self.draft.status.attempts or [])
+        waits = held_back(child, seen.note, worked)
+        return waits or readiness(seen.child_pods, seen.warning, seen.mount_failure, child.nodes)
 
     def _ready(self, ready: Readiness) -> None:
         old = self.draft.conditions.get("PodsReady")
@@ -272,21 +305,36 @@ class _Planner:
             self.actions.append(DeleteChild(child.uid))
         self._ready(no("Suspended", "spec.suspend is true"))
         if child is None and all(pod.ended for pod in seen.pods):
-            if not seen.holds("Suspended"):
-                self._count_active_time()
             self.draft.condition("Suspended", "True", "Suspended", "set spec.suspend to false to go on")
         else:
             self.draft.condition("Suspended", "False", "Suspending", "the pods are saving their state")
             self.timers.append(CHILD_PATIENCE)
 
-    def _count_active_time(self) -> None:
-        seen = self.seen
-        if seen.status.start_time is None:
-            return
-        was = seen.conditions.get("Suspended")
-        since = parse(was.last_transition_time) if was is not None else None
-        seconds = active_seconds(parse(seen.status.start_time), seen.status.active_seconds, since, self.now)
-        self.draft.set(active_seconds=max(0, int(seconds)))
+    def _activity(self) -> Activity:
+        status = self.seen.status
+        return Activity(status.active_seconds or 0, parse(status.active_since))
+
+    def _count_activity(self) -> None:
+        """startTime, activeSeconds and activeSince."""
+        seen, child, conditions = self.seen, self.child, self.draft.conditions
+        over = any(conditions[name].status == "True" for name in ("Succeeded", "Failed") if name in conditions)
+        suspended = "Suspended" in conditions and conditions["Suspended"].status == "True"
+        made = next((action for action in self.actions if isinstance(action, CreateChild)), None)
+        activity = self._activity()
+        if over:
+            activity = activity.rests(parse(self.draft.status.completion_time) or self.now)
+        elif suspended or (child is not None and child.suspended):
+            activity = activity.rests(self.now)
+        elif child is not None and not child.deleting:
+            activity = activity.goes_on(began(child, self.now))
+        elif made is not None and made.queue is None and seen.refusal is None:
+            activity = activity.goes_on(self.now)
+        since = show(activity.since) if activity.since is not None else None
+        self.draft.set(
+            start_time=seen.status.start_time or since,
+            active_seconds=activity.seconds or None,
+            active_since=since,
+        )
 
     def _stop(self) -> None:
         if self.child is not None and not self.child.deleting:

@@ -9,6 +9,7 @@ from finetune_operator.policies.exit_codes import pod_failure_policy
 from finetune_operator.specs.configmap import Snapshot
 from finetune_operator.specs.naming import (
     LONGEST_DEADLINE_ANNOTATION,
+    NODE_LOST_ANNOTATION,
     PRIORITY_LABEL,
     QUEUE_LABEL,
     RETRIES_BEFORE_ANNOTATION,
@@ -42,6 +43,7 @@ def training_job(
     annotations = {
         RUN_DIGEST_ANNOTATION: snapshot.digest,
         RETRIES_BEFORE_ANNOTATION: str(retries_before),
+        NODE_LOST_ANNOTATION: snapshot.profile.node_lost,
     }
     if limits is not None and limits.max_active_deadline_seconds is not None:
         annotations[LONGEST_DEADLINE_ANNOTATION] = str(limits.max_active_deadline_seconds)

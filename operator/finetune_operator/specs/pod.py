@@ -57,6 +57,17 @@ def pod_template(snapshot: Snapshot, service_account: str | None) -> dict[str, A
     }
 
 
+def lost_pod_status(node: str) -> dict[str, Any]:
+    """status with which a pod on a node that no longer answers is declared failed, through no fault of its own."""
+    disrupted = {
+        "type": "DisruptionTarget",
+        "status": "True",
+        "reason": "NodeLost",
+        "message": f"node {node} does not answer, and the grace of its pod is long over",
+    }
+    return {"phase": "Failed", "conditions": [disrupted]}
+
+
 def _container(snapshot: Snapshot, run: TrainingRun, profile: FineTuneProfileSpec, volumes: Volumes) -> dict[str, Any]:
     return {
         "name": CONTAINER,
