@@ -47,8 +47,11 @@ def test_a_run_publishes_and_a_second_pod_finds_the_results(
     assert {f["path"]: (f["size"], f["sha256"]) for f in manifest["files"]} == {
         path: (len(data), hashlib.sha256(data).hexdigest())
         for path, data in published.items()
-        if path != "manifest.json"
+        if path not in ("manifest.json", "attempts/pod-1.json")
     }, "exactly the files of the manifest are there: no probe, no checkpoints"
+    assert [attempt["id"] for attempt in manifest["attempts"]] == ["pod-1"]
+    record = json.loads(published["attempts/pod-1.json"])
+    assert (record["exitCode"], record["step"], record["stage"]) == (0, 5, "Done")
     assert manifest["weights"] == ["attempts/pod-1/lora/pytorch_lora_weights.safetensors"]
     assert (manifest["run"]["uid"], manifest["dataset"]["files"]) == ("run-1", 3)
     assert b"data:image/png;base64," in published["attempts/pod-1/report.html"]

@@ -80,17 +80,6 @@ def test_a_crash_before_the_manifest_publishes_nothing(store: Store, results: Pa
     assert store.get_bytes("manifest.json") is None
 
     assert publish(store, results, "pod-2").attempt == "pod-2"
-    Transaction(store, "run-1", DIGEST, "pod-2").sweep()
-    assert all(o.key.startswith("attempts/pod-2/") for o in store.list("attempts/")), "what crashed was cleared away"
-
-
-def test_a_sweep_leaves_attempts_of_other_runs_alone(store: Store, results: Path) -> None:
-    store.put_bytes("attempts/theirs/run.json", b'{"identity": {"uid": "run-2"}}')
-    store.put_bytes("attempts/unknown/weights", b"-")
-    publish(store, results, "pod-1")
-    Transaction(store, "run-1", DIGEST, "pod-1").sweep()
-    left = {o.key.split("/")[1] for o in store.list("attempts/")}
-    assert left == {"theirs", "unknown", "pod-1"}
 
 
 def test_of_two_pods_that_finish_at_once_one_publishes_and_both_succeed(store: Store, results: Path) -> None:

@@ -23,8 +23,11 @@ from finetune_trainer.evaluation.judge import judge_run
 from finetune_trainer.evaluation.report import ReportData, render_report
 from finetune_trainer.exports import export_weights
 from finetune_trainer.families import Family, load_family
+from finetune_trainer.publish.journal import Journal
+from finetune_trainer.publish.leftovers import checkpoints_prefix
 from finetune_trainer.publish.store import Store
 from finetune_trainer.settings import Settings
+from finetune_trainer.signals import Stop
 from finetune_trainer.telemetry.listener import Listener
 from finetune_trainer.training.loop import TrainOutcome, train
 
@@ -49,8 +52,6 @@ class Made:
     pictures_sha256: str
     picture_count: int
     judgement: dict[str, float] | None
-    forget: Callable[[], None]
-    """Removes checkpoints and scratch files; for when everything is published."""
 
 
 def make(
@@ -60,15 +61,17 @@ def make(
     work: Path,
     store: Store,
     settings: Settings,
+    journal: Journal,
     listener: Listener,
-    should_stop: Callable[[], bool],
+    should_stop: Stop,
 ) -> Made:
     """Prepares, draws, trains, draws again, evaluates, exports.
 
     Args:
         digest: SHA-256 of the TrainingRun.
         work: scratch folder of this run; what is in it may be used again by a later attempt on this machine.
-        store: the output, where checkpoints outlive the pod. A laptop's checkpoints stay in `work`.
+        store: the output, where checkpoints outlive the pod. A laptop's stay in `work` when the output is a folder.
+        journal: what is known of earlier attempts, for the report.
 
     Raises:
         RunError: with the exit code of how it ended; Interrupted once the state is saved.
@@ -82,9 +85,18 @@ def make(
     listener.stage("DrawingBefore")
     before = _draw(run, family, listener, should_stop)
 
-    remote = store if run.output.uri.startswith("s3://") else None
-    prefix = f"checkpoints/{run.identity.uid}/"
-    checkpoints = Checkpoints(work / "checkpoints", remote, prefix, digest, settings.attempt, run.checkpoints.keep)
+    # a pod's disk ends with it, also where the output is a volume
+    remote = store if settings.in_pod or run.output.uri.startswith("s3://") else None
+    prefix = checkpoints_prefix(run.identity.uid)
+    checkpoints = Checkpoints(
+        work / "checkpoints",
+        remote,
+        prefix,
+        digest,
+        settings.attempt,
+        run.checkpoints.keep,
+        should_stop.seconds_left,
+    )
     cache = settings.cache()
     outcome = train(run, family, pictures, class_pictures, cache, checkpoints, listener, should_stop)
     if outcome.interrupted:
@@ -116,7 +128,7 @@ def make(
         training_pictures=shown,
         losses=outcome.losses,
         settings=_settings(run, outcome),
-        provenance=_provenance(run, digest, inputs, pictures, device),
+        provenance=_provenance(run, digest, inputs, pictures, device) | {"Attempts": journal.summary()},
         judgement=judgement,
     )
     (folder / "report.html").write_text(render_report(report), "utf-8")
@@ -133,7 +145,6 @@ def make(
         pictures_sha256=pictures.digest,
         picture_count=len(pictures),
         judgement=judgement,
-        forget=lambda: _forget(checkpoints, work),
     )
 
 
@@ -221,8 +232,3 @@ def _provenance(
         "Device": device_name(device),
         "torch": torch.__version__,
     }
-
-
-def _forget(checkpoints: Checkpoints, work: Path) -> None:
-    checkpoints.clear()
-    shutil.rmtree(work, ignore_errors=True)

@@ -9,18 +9,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune_api import Result, TrainingRun
+from finetune_api import ExitCode, Result, TrainingRun
 from rich.console import Console
 from rich.markup import escape
 
 from finetune_trainer.credentials import Role, load_credentials
 from finetune_trainer.errors import Interrupted
+from finetune_trainer.publish.journal import Journal
 from finetune_trainer.publish.manifest import Manifest, ManifestInput, ManifestTraining, library_versions
 from finetune_trainer.publish.store import Store, open_store
 from finetune_trainer.publish.transaction import RUN, Published, Transaction
 from finetune_trainer.settings import Settings
+from finetune_trainer.signals import Stop
 from finetune_trainer.sources import LocalModel, fetch_model, fetch_pictures
-from finetune_trainer.telemetry.listener import Listener
+from finetune_trainer.telemetry.listener import Listener, Listeners
 
 if TYPE_CHECKING:
     from finetune_trainer.making import Made
@@ -61,7 +63,7 @@ def perform(
     digest: str,
     settings: Settings,
     listener: Listener,
-    should_stop: Callable[[], bool],
+    should_stop: Stop,
     overwrite: bool,
 ) -> Finished:
     """Carries out `run`, or finds that an earlier attempt has.
@@ -80,16 +82,36 @@ def perform(
         shutil.rmtree(work, ignore_errors=True)
     published = transaction.published()
     if published is not None:
+        transaction.tidy(published)
         return _finished(published, store, again=True)
     transaction.check_writable()
+    with Journal(store, run.identity.uid, settings.attempt, settings.pod_name, listener.message) as journal:
+        should_stop.last_words.append(lambda: journal.close(ExitCode.INTERRUPTED))
+        transaction.tidy(None)
+        listeners = Listeners([listener, journal])
+        published = _publish(run, digest, store, transaction, journal, work, settings, listeners, should_stop)
+    return _finished(published, store, again=False)
 
+
+def _publish(
+    run: TrainingRun,
+    digest: str,
+    store: Store,
+    transaction: Transaction,
+    journal: Journal,
+    work: Path,
+    settings: Settings,
+    listener: Listener,
+    should_stop: Stop,
+) -> Published:
     inputs = _fetch(run, settings, listener, should_stop)
     # torch takes seconds to import; whoever is told of a wrong bucket above need not wait for it
     from finetune_trainer.making import make
 
-    made = make(run, digest, inputs, work, store, settings, listener, should_stop)
+    made = make(run, digest, inputs, work, store, settings, journal, listener, should_stop)
 
     listener.stage("Publishing")
+    transaction.tidy(None)
     (made.folder / RUN).write_text(run.to_json(), "utf-8")
     files = transaction.upload(made.folder, lambda done, total: listener.work(done, total, "files"))
     manifest = Manifest(
@@ -100,6 +122,7 @@ def perform(
         base_model=ManifestInput(uri=run.base_model.uri, revision=inputs.model.revision),
         dataset=ManifestInput(uri=run.dataset.uri, revision=f"sha256:{made.pictures_sha256}", files=made.picture_count),
         training=_training(made),
+        attempts=journal.attempts(),
         judgement=made.judgement,
         weights=tuple(transaction.prefix + path for path in made.weights),
         files=files,
@@ -107,11 +130,10 @@ def perform(
         settings=run.model_dump(mode="json", by_alias=True, exclude_none=True),
     )
     published = transaction.commit(manifest)
-    if published.manifest.attempt == settings.attempt:
-        transaction.sweep()
-    made.forget()
+    transaction.tidy(published)
+    shutil.rmtree(work, ignore_errors=True)
     listener.stage("Done")
-    return _finished(published, store, again=False)
+    return published
 
 
 def _fetch(run: TrainingRun, settings: Settings, listener: Listener, should_stop: Callable[[], bool]) -> Inputs:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from finetune_trainer.checkpoints.files import (
@@ -13,16 +16,29 @@ from finetune_trainer.checkpoints.files import (
     read_manifest,
     write_checkpoint,
 )
+from finetune_trainer.checkpoints.time_left import Rate, is_time_for
+from finetune_trainer.errors import RunError
 from finetune_trainer.publish.store import Store
 
-__all__ = ["BadCheckpoint", "Checkpoints", "TrainingState"]
+__all__ = ["BadCheckpoint", "Checkpoints", "NoTime", "TrainingState"]
+
+
+class NoTime(RunError):
+    """The process must end before a checkpoint could be stored."""
 
 
 class Checkpoints:
     """The checkpoints of one run, over all its attempts."""
 
     def __init__(
-        self, local_dir: Path, store: Store | None, prefix: str, run_digest: str, attempt: str, keep: int
+        self,
+        local_dir: Path,
+        store: Store | None,
+        prefix: str,
+        run_digest: str,
+        attempt: str,
+        keep: int,
+        seconds_left: Callable[[], float] = lambda: math.inf,
     ) -> None:
         """
         Args:
@@ -32,17 +48,29 @@ class Checkpoints:
             run_digest: SHA-256 of the TrainingRun; checkpoints of another one are passed over.
             attempt: name of this attempt; two pods that overlap for a moment never write the same key.
             keep: how many are kept, here and there.
+            seconds_left: until this process must have ended.
         """
         self._dir, self._store, self._prefix = local_dir, store, prefix
         self._run, self._attempt, self._keep = run_digest, attempt, keep
+        self._seconds_left = seconds_left
+        self._rate: Rate | None = None
+        self._damaged: set[str] = set()
 
     def save(self, step: int, state: TrainingState) -> None:
         """Writes, then uploads, then removes the oldest.
 
         Raises:
+            NoTime: it would not be stored before this process must have ended; nothing was written.
             RunError: the store failed; the checkpoint on this machine is complete.
             OSError: this machine's disk failed.
         """
+        size, left = state.size, self._seconds_left()
+        if self._store is not None and not is_time_for(size, self._rate, left):
+            raise NoTime(
+                f"{size / 1e6:.0f} MB take too long for the {left:.0f} s that are left of the grace: the last "
+                f"checkpoint took {self._rate.seconds if self._rate else 0:.0f} s"
+            )
+        began = time.monotonic()
         name = f"{step:08d}"
         folder, half_written = self._dir / name, self._dir / f"{name}.tmp"
         for leftover in (half_written, folder):
@@ -56,6 +84,8 @@ class Checkpoints:
                 shutil.rmtree(old)
         if self._store is not None:
             self._upload(self._store, folder, f"{self._prefix}{name}-{self._attempt}/")
+            self._rate = Rate(size, time.monotonic() - began)
+            self._rotate(self._store)
 
     def latest(self) -> tuple[int, TrainingState] | None:
         """The newest one that is whole and of this run, or None."""
@@ -69,6 +99,9 @@ class Checkpoints:
                     self._download(self._store, folder, name)
                 state = read_checkpoint(self._dir / name, self._run)
             except (BadCheckpoint, FileNotFoundError):
+                self._damaged.add(folder)
+                if self._is_ours(_bytes(self._dir / name / MANIFEST)):
+                    shutil.rmtree(self._dir / name)  # it looks whole, and must not push out what is
                 continue
             return state.step, state
         return None
@@ -104,9 +137,13 @@ class Checkpoints:
         files = sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST)  # the manifest is last
         for path in files:
             store.put_file(prefix + path.name, path)
+
+    def _rotate(self, store: Store) -> None:
+        """Removes the oldest, and what is damaged."""
         remote = self._remote(store)
         whole = [name for name in remote if self._is_ours(store.get_bytes(name + MANIFEST))]
-        for old in whole[self._keep :]:
+        usable = [name for name in whole if name not in self._damaged]
+        for old in (name for name in whole if name not in usable[: self._keep]):
             # manifest first: a checkpoint that is half removed must not look whole
             store.delete([old + MANIFEST])
             store.delete([key for key in remote[old] if key != old + MANIFEST])

@@ -34,6 +34,12 @@ class TrainingState:
     digests: dict[str, str]
     """What it was trained on. A training on other things must not go on from here."""
 
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors: a checkpoint is hardly larger."""
+        parts = (self.engine.weights, self.engine.optimizer)
+        return sum(tensor.nbytes for part in parts for tensor in part.values())
+
 
 def write_checkpoint(folder: Path, state: TrainingState, run_digest: str, attempt: str) -> None:
     """Writes `state` into the new folder `folder`, the manifest last."""

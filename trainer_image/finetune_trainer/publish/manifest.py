@@ -55,6 +55,29 @@ class ManifestTraining(ManifestModel):
     """What it was trained on: cpu, or the name of the GPU."""
 
 
+class ManifestAttempt(ManifestModel):
+    """One attempt at the run; the last of them published it."""
+
+    id: str
+    """UID of the pod."""
+    started: str
+    """When, in UTC by its own clock."""
+    ended: str | None = None
+    """When; none for the one that published, and for one that was killed."""
+    exit_code: int | None = None
+    """How it ended; none for the one that published, and for one that was killed."""
+    step: int | None = None
+    """Optimizer steps that were done when it ended or was last heard of."""
+    resumed_from_step: int | None = None
+    """Step at which it went on; none when it began at the start."""
+    checkpoint_step: int | None = None
+    """Step of the last checkpoint that it stored."""
+    lost_steps: int | None = None
+    """Steps that the attempt after it had to do again."""
+    at_least: bool | None = None
+    """True when lost_steps may be more: it was killed and could not say how far it had come."""
+
+
 class Manifest(ManifestModel):
     """The whole file. It holds names of Secrets, but never what is in them."""
 
@@ -73,6 +96,8 @@ class Manifest(ManifestModel):
     """The pictures."""
     training: ManifestTraining
     """How the training went."""
+    attempts: tuple[ManifestAttempt, ...] = ()
+    """Who worked on it, oldest first: the last 20 and the one that published."""
     judgement: dict[str, Number] | None = None
     """Figures of the built-in classifier, where there are any."""
     weights: Annotated[tuple[str, ...], Field(min_length=1, max_length=8)]

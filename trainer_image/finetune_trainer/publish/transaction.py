@@ -7,7 +7,7 @@ to different prefixes, and the store lets only one of them create manifest.json.
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,12 +16,16 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_trainer.errors import ConfigurationError, RunError
+from finetune_trainer.publish.attempts import FOLDER, AttemptRecord, Found, attempt_of, record_key
+from finetune_trainer.publish.leftovers import Claim, Fate, checkpoints_prefix, fate_of, leftovers, owner_of
 from finetune_trainer.publish.manifest import MANIFEST, Manifest, ManifestFile
-from finetune_trainer.publish.store import Store
+from finetune_trainer.publish.store import Store, Unfinished
+
+log = logging.getLogger("finetune")
 
 UPLOADS = 4
 RUN = "run.json"
-"""The TrainingRun beside the results: it says whose an attempt is, also when it came to no end."""
+"""The TrainingRun beside the results."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,6 @@ class Transaction:
         `on_progress(done, total)` counts files. Raises RunError when a file did not arrive whole.
         """
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        paths.sort(key=lambda path: path.name != RUN)  # first, so that a sweep knows whose the rest is
         files: list[ManifestFile] = []
         with ThreadPoolExecutor(UPLOADS) as pool:
             for file in pool.map(lambda path: self._upload_one(folder, path), paths):
@@ -112,26 +115,63 @@ class Transaction:
             raise RunError(f"{self._store.uri_of(MANIFEST)} was there and is gone again; trying anew may help")
         return published
 
-    def sweep(self) -> None:
-        """Removes what other attempts of this run left when they came to no end."""
-        attempts: dict[str, list[str]] = {}
-        for found in self._store.list("attempts/"):
-            attempts.setdefault(found.key.split("/")[1], []).append(found.key)
-        for attempt, keys in attempts.items():
-            if attempt != self._attempt and self._is_ours(attempt):
-                self._store.delete(keys)
+    def tidy(self, published: Published | None) -> None:
+        """Removes what other attempts of this run left, as far as the rule in leftovers.py allows; with `published`
+        everything that it does not name. Failing to costs space, never the run: it is logged, and the next attempt
+        tries again.
+        """
+        try:
+            self._tidy(published.manifest if published is not None else None)
+        except RunError as error:
+            log.warning("what earlier attempts left was not all removed: %s", error)
 
     def clear(self) -> None:
-        """Removes what is published here, the manifest first, so that it never names what is gone."""
+        """Removes what is published here, the manifest first, so that it never names what is gone; and the
+        checkpoints of this run."""
         self._store.delete([MANIFEST])
-        self._store.delete([found.key for found in self._store.list("attempts/")])
+        for prefix in (FOLDER, checkpoints_prefix(self._run_uid)):
+            self._store.delete([found.key for found in self._store.list(prefix)])
 
-    def _is_ours(self, attempt: str) -> bool:
+    def _tidy(self, manifest: Manifest | None) -> None:
+        prefixes = (FOLDER, checkpoints_prefix(self._run_uid))
+        objects = [found for prefix in prefixes for found in self._store.list(prefix)]
+        uploads = [found for prefix in prefixes for found in self._unfinished(prefix)]
+        owners = {owner_of(found.key, self._run_uid) for found in (*objects, *uploads)}
+        modified = {attempt_of(found.key): found.modified for found in objects if attempt_of(found.key)}
+        now = max(modified.values(), default=0.0)
+        fates: dict[str, Fate] = {}
+        for attempt in owners & modified.keys():
+            record = self._record(str(attempt))
+            if attempt != self._attempt and record is not None and record.run_uid == self._run_uid:
+                fates[record.attempt] = fate_of(Found(record, modified[attempt]), now)
+        claim = None
+        if manifest is not None:
+            claim = Claim(manifest.attempt, {self._attempt, *(attempt.id for attempt in manifest.attempts)})
+            if manifest.attempt != self._attempt:
+                fates[self._attempt] = Fate.ENDED  # another one was faster: nothing names what this one uploaded
+        found = leftovers(objects, uploads, fates, self._run_uid, claim)
+        self._store.abort(found.uploads)
+        self._store.delete(found.keys)
+        if found.keys or found.uploads:
+            log.info(
+                "removed what earlier attempts left: %d objects, %d unfinished uploads",
+                len(found.keys),
+                len(found.uploads),
+            )
+
+    def _unfinished(self, prefix: str) -> list[Unfinished]:
         try:
-            run = json.loads(self._store.get_bytes(f"attempts/{attempt}/{RUN}") or b"{}")
-            return bool(run["identity"]["uid"] == self._run_uid)
-        except (ValueError, KeyError, TypeError):
-            return False
+            return self._store.unfinished(prefix)
+        except RunError as error:
+            # listing uploads is a right of its own, which not everyone who may write has
+            log.warning("unfinished uploads were not looked for: %s", error)
+            return []
+
+    def _record(self, attempt: str) -> AttemptRecord | None:
+        try:
+            return AttemptRecord.model_validate_json(self._store.get_bytes(record_key(attempt)) or b"")
+        except ValidationError:
+            return None
 
     def _upload_one(self, folder: Path, path: Path) -> ManifestFile:
         key = self.prefix + path.relative_to(folder).as_posix()
