@@ -9,58 +9,77 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
+from finetune_operator.times import show
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
 from support.need import missing
+from support.proxy import Right
 from support.waiting import Watched, eventually
 
 ROOT = Path(__file__).parents[2]
 SYSTEM = "finetune-system"
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 NOWHERE = {"finetune.dev/test": "nowhere"}
+SCOPE = ("FINETUNE_OPERATOR_NAMESPACE", "FINETUNE_OPERATOR_CLASS", "FINETUNE_OPERATOR_LEASE_NAME")
 PORT = re.compile(r"probes and metrics at port (\d+)")
 
 
 class ChartRights:
-    """A kubeconfig whose user is the chart's service account with the chart's RBAC."""
+    """A kubeconfig whose user is the chart's service account with the chart's RBAC, and what else the chart says."""
 
-    def __init__(self, admin: Path, folder: Path) -> None:
-        self.path = folder / "operator-kubeconfig"
+    def __init__(self, admin: Path, folder: Path, release: str = "finetune-operator", **values: str) -> None:
+        """`values`: of the chart."""
+        self.path = folder / f"{release}-kubeconfig"
         if shutil.which("helm") is None:
             missing("helm, which renders the operator's RBAC, is not on the PATH")
-        chart = ROOT / "charts/finetune-operator"
-        parts = ["templates/rbac.yaml", "templates/serviceaccount.yaml"]
-        shown = [flag for part in parts for flag in ("--show-only", part)]
-        command = [
-            "helm",
-            "template",
-            "finetune-operator",
-            chart,
-            "--namespace",
-            SYSTEM,
-            "--kube-version",
-            "1.34",
-            *shown,
-        ]
-        rendered = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        rbac = rendered(release, values, "rbac", "serviceaccount")
+        deployment = yaml.safe_load(rendered(release, values, "deployment"))
+        pod = deployment["spec"]["template"]["spec"]
+        account = pod["serviceAccountName"]
+        said = {entry["name"]: entry.get("value", "") for entry in pod["containers"][0]["env"]}
+        self.environment = {name: said[name] for name in SCOPE}
+        self.rules = granted(rbac)
         namespace = yaml.safe_dump({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM}})
-        for documents in (namespace, rendered):
+        for documents in (namespace, rbac):
             # a control plane of a few seconds' age may refuse what it takes a moment later
             eventually(lambda documents=documents: _kubectl(admin, "apply", "-f", "-", given=documents), seconds=30)
-        create = ("create", "token", "finetune-operator", "--namespace", SYSTEM, "--duration=2h")
+        create = ("create", "token", account, "--namespace", SYSTEM, "--duration=2h")
         token = eventually(lambda: _kubectl(admin, *create), seconds=30).strip()
         mine = yaml.safe_load(admin.read_text())
         mine["users"] = [{"name": user["name"], "user": {"token": token}} for user in mine["users"]]
         self.path.write_text(yaml.safe_dump(mine))
         self.path.chmod(0o600)
+
+
+def rendered(release: str, values: dict[str, str], *templates: str) -> str:
+    """These templates of the chart, as YAML."""
+    shown = [flag for name in templates for flag in ("--show-only", f"templates/{name}.yaml")]
+    chosen = [flag for name, value in values.items() for flag in ("--set", f"{name}={value}")]
+    where = ("--namespace", SYSTEM, "--kube-version", "1.34")
+    command = ["helm", "template", release, ROOT / "charts/finetune-operator", *where, *shown, *chosen]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def granted(rbac: str) -> set[Right]:
+    """Every right that the roles in this YAML give."""
+    return {
+        Right(group, resource, verb)
+        for document in yaml.safe_load_all(rbac)
+        for rule in (document or {}).get("rules", [])
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
 
 
 def _kubectl(kubeconfig: Path, *arguments: str, given: str = "") -> str:
@@ -80,10 +99,13 @@ class Operator:
     progress_port: int
     settings: dict[str, str] = field(default_factory=dict)
     """Environment variables over those that suit the tests."""
+    name: str = "operator"
+    program: str = "from finetune_operator.main import main; main()"
     starts: int = 0
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def start(self) -> None:
+        """Returns when it is ready: everything was listed once."""
         self.starts += 1
         environment = os.environ | {
             "KUBECONFIG": str(self.kubeconfig),
@@ -91,20 +113,20 @@ class Operator:
             "FINETUNE_OPERATOR_PORT": "0",
             "FINETUNE_OPERATOR_LOG_FORMAT": "text",
             "FINETUNE_OPERATOR_LEASE_NAMESPACE": SYSTEM,
-            "FINETUNE_OPERATOR_POD_NAME": f"operator-{self.starts}",
+            "FINETUNE_OPERATOR_POD_NAME": f"{self.name}-{self.starts}",
             "FINETUNE_OPERATOR_PROGRESS_PORT": str(self.progress_port),
             "FINETUNE_OPERATOR_PROGRESS_SECONDS": "1",
             "PYTHONWARNINGS": "ignore",
             **self.settings,
         }
-        command = [sys.executable, "-c", "from finetune_operator.main import main; main()"]
+        command = [sys.executable, "-c", self.program]
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         eventually(lambda: self.get("/readyz"), seconds=60, on=Exception)
 
     @property
     def log(self) -> Path:
-        return self.folder / f"operator-{self.starts}.log"
+        return self.folder / f"{self.name}-{self.starts}.log"
 
     def get(self, path: str) -> str:
         """What the probe server answers. Raises OSError when it says no, or nothing."""
@@ -112,6 +134,21 @@ class Operator:
         assert found, "the operator does not listen yet"
         with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}{path}", timeout=5) as answer:
             return str(answer.read().decode())
+
+    def send(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def health(self) -> tuple[int, str]:
+        """Status and words of /healthz. Raises OSError when nothing answers."""
+        try:
+            return 200, self.get("/healthz")
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def leads(self) -> bool:
+        """Whether it says that it holds the Lease."""
+        return "finetune_operator_leader 1.0" in self.get("/metrics")
 
     def kill(self) -> None:
         """No time for farewells."""
@@ -133,6 +170,7 @@ class Place:
 
     kubeconfig: Path
     name: str
+    operator_class: str = ""
 
     @cached_property
     def api(self) -> client.ApiClient:
@@ -184,6 +222,7 @@ class Place:
                 "method": {"lora": {"prompt": "a photo of sks dog"}},
                 "dataset": {"uri": "s3://pictures/dog/"},
                 "output": {"uri": "s3://models/dog/", "secretRef": {"name": "models"}},
+                **({"operatorClass": self.operator_class} if self.operator_class else {}),
                 **({"runPolicy": run_policy} if run_policy is not None else {}),
                 **spec,
             },
@@ -235,12 +274,13 @@ class Place:
     def runs(self, pod: client.V1Pod, ip: str = "") -> None:
         self.play_kubelet(pod, "Running", {"running": {"startedAt": "2026-01-01T00:00:00Z"}}, ip)
 
-    def ends(self, pod: client.V1Pod, code: int, **result: object) -> None:
-        """The container ends, with a termination message if a result is given."""
+    def ends(self, pod: client.V1Pod, code: int, *, at: datetime | None = None, **result: object) -> None:
+        """The container ends, long ago if not `at` a given time, with a termination message if a result is given."""
         job_uid = pod.metadata.labels["finetune.dev/job-uid"]
         message = json.dumps({"runUid": job_uid, **result}) if result else ""
         ended = {"exitCode": code, "reason": "Error" if code else "Completed", "message": message}
-        times = {"startedAt": "2026-01-01T00:00:00Z", "finishedAt": "2026-01-01T00:01:00Z"}
+        end = show(at) if at is not None else "2026-01-01T00:01:00Z"
+        times = {"startedAt": "2026-01-01T00:00:00Z", "finishedAt": end}
         self.play_kubelet(pod, "Failed" if code else "Succeeded", {"terminated": {**ended, **times}})
 
     def events(self, name: str) -> list[client.CoreV1Event]:
