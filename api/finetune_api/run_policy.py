@@ -3,7 +3,7 @@ after creation."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -31,7 +31,10 @@ class RunPolicySpec(Model):
     start_deadline_seconds: Seconds | None = None
     """Fail when no pod runs this long after creation (quota, no node, no image)."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
-    """Delete the job this long after its end; the weights stay. Default: never."""
+    """Clean up this long after the job's end, as deletionPolicy says; the weights stay. Default: never."""
+    deletion_policy: Literal["DeleteSelf", "DeletePods"] = "DeleteSelf"
+    """What ttlSecondsAfterFinished removes: the job and everything that belongs to it, or only its pods, so that status
+    and report stay to be read."""
     queue_name: LabelValue | None = None
     """Kueue LocalQueue that admits the job. The Job is created suspended, and Kueue starts it."""
     priority_class: LabelValue | None = None

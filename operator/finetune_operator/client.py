@@ -101,6 +101,11 @@ class Kube:
         settings.connection_pool_maxsize = 100
         return cls(aio_client.ApiClient(settings), metrics)
 
+    @property
+    def api(self) -> aio_client.ApiClient:
+        """The connection, for what is no request about an object."""
+        return self._api
+
     async def close(self) -> None:
         await self._api.close()  # type: ignore[no-untyped-call]  # untyped there
 

@@ -82,7 +82,7 @@ def assemble(settings: Settings, kube: Kube, metrics: Metrics) -> Parts:
         utcnow,
     )
     auditor = Auditor(kube, store, metrics, scope, queue.add, hearing)
-    progress_client = ProgressClient(settings.progress_port)
+    progress_client = ProgressClient(settings.progress_port, kube.api if settings.progress == "apiProxy" else None)
     poller = ProgressPoller(store, board, progress_client, metrics, queue.add, settings.progress_seconds, utcnow)
     health = Health(store, queue, controller, hearing, settings.audit_seconds / 2, leadership)
     metrics.count_jobs(lambda: ((job.phase, job.key.namespace) for job in store.jobs.values()))
@@ -167,7 +167,8 @@ async def _duty(settings: Settings, parts: Parts) -> None:
     """What the leader does."""
     async with asyncio.TaskGroup() as group:
         group.create_task(run_workers(parts.controller, settings.workers))
-        group.create_task(parts.poller.run())
+        if settings.progress != "off":
+            group.create_task(parts.poller.run())
         if settings.kueue:
             group.create_task(parts.workloads.run())
 

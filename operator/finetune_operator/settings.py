@@ -37,6 +37,9 @@ class Settings(BaseSettings):
     """Who this operator is, in the Lease and in Events."""
     workers: Annotated[int, Field(ge=1, le=256)] = 16
     """Jobs reconciled at the same time."""
+    progress: Literal["direct", "apiProxy", "off"] = "direct"
+    """How trainers are asked how far they are: at their pod's address, through the API server (for an operator outside
+    the cluster; needs the right to get pods/proxy), or not at all."""
     progress_port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """Port at which trainers answer /progress."""
     progress_seconds: Annotated[float, Field(gt=0, le=3600)] = 5

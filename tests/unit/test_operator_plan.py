@@ -434,3 +434,12 @@ def test_a_status_that_only_its_job_remembers_is_filled_in() -> None:
     assert made.status is not None
     assert made.status.method == "lora"
     assert made.status.start_time == child().created
+
+
+def test_a_ttl_for_the_pods_alone_leaves_the_job_to_be_read() -> None:
+    over = begun(condition("Succeeded", "True", "Published"), completion_time=at(-100))
+    pods_only = spec({"ttlSecondsAfterFinished": 50, "deletionPolicy": "DeletePods"})
+    finished = child(complete=True, finished_at=at(-100))
+    assert actions(plan(observed(over, spec=pods_only, child=finished), NOW)) == ["DeleteChild"]
+    assert plan(observed(over, spec=pods_only, child=replace(finished, deleting=True)), NOW) == Plan()
+    assert plan(observed(over, spec=pods_only), NOW) == Plan(), "and nothing is made again"

@@ -20,6 +20,7 @@ from finetune_operator.progress.poller import WRITES_PER_SECOND, ProgressPoller
 from finetune_operator.progress.reading import percent
 from finetune_operator.projections import Key, job_state
 from finetune_operator.store import Store
+from kubernetes.aio.client import ApiClient, Configuration
 from support.observations import KEY, NOW, UID, at, running
 from test_operator_store import job_body
 
@@ -66,6 +67,38 @@ async def endless(request: web.Request) -> web.StreamResponse:
 
 
 POD = running(ip="127.0.0.1")
+
+
+async def test_through_the_api_server() -> None:
+    """For an operator outside the cluster: the proxy's path, the operator's token, and the same mistrust."""
+    asked: list[tuple[str, str]] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        asked.append((request.path, request.headers.get("Authorization", "")))
+        if len(asked) > 1:
+            raise web.HTTPFound("/elsewhere")
+        return web.Response(text=json.dumps(GOOD))
+
+    app = web.Application()
+    app.router.add_get("/api/v1/namespaces/art/pods/{pod}/proxy/progress", handler)
+    app.router.add_get("/elsewhere", answering(GOOD))
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    settings = Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")
+    settings.api_key = {"BearerToken": "secret"}
+    settings.api_key_prefix = {"BearerToken": "Bearer"}
+    api = ApiClient(settings)
+    client = ProgressClient(8000, api)
+    try:
+        assert (await client.ask(POD)).step == 3
+        with pytest.raises(NoProgressError, match="refused"):
+            await client.ask(POD)
+    finally:
+        await client.close()
+        await api.close()
+        await runner.cleanup()
+    assert asked[0] == ("/api/v1/namespaces/art/pods/dog-abcde:8000/proxy/progress", "Bearer secret")
 
 
 async def test_a_good_answer() -> None:

@@ -2,6 +2,11 @@
 {{- if contains .Chart.Name .Release.Name }}{{ .Release.Name }}{{ else }}{{ printf "%s-%s" .Release.Name .Chart.Name }}{{ end -}}
 {{- end }}
 
+{{- /* Name of what belongs to no namespace: releases of one name in two namespaces are two operators. */ -}}
+{{- define "finetune-operator.clusterName" -}}
+{{ include "finetune-operator.name" . }}-{{ .Release.Namespace }}
+{{- end }}
+
 {{- define "finetune-operator.selector" -}}
 app.kubernetes.io/name: finetune-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -52,6 +57,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get, create, delete]
+{{- if eq .Values.progress "apiProxy" }}
+# Trainers are asked through the API server.
+- apiGroups: [""]
+  resources: [pods/proxy]
+  verbs: [get]
+{{- end }}
 {{- if .Values.kueue.enabled }}
 # Kueue's Workloads say why a job waits in its queue.
 - apiGroups: [kueue.x-k8s.io]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import aiohttp
 from finetune_api.progress import Progress
+from kubernetes.aio.client import ApiClient
 from pydantic import ValidationError
 
 from finetune_operator.projections import PodState
+from finetune_operator.resources import PODS
 
 TIMEOUT_SECONDS = 2.0
 LARGEST_ANSWER = 64 * 1024
@@ -19,8 +21,11 @@ class NoProgressError(Exception):
 class ProgressClient:
     """Asks trainers, without following redirects, proxies or cookies."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, api: ApiClient | None = None) -> None:
+        """With `api` by way of the API server's proxy, for an operator that cannot reach pods itself; that needs the
+        right to `get` pods/proxy."""
         self._port = port
+        self._api = api
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -29,9 +34,8 @@ class ProgressClient:
 
     async def ask(self, pod: PodState) -> Progress:
         """What the pod's trainer says. Raises NoProgressError."""
-        host = f"[{pod.ip}]" if ":" in pod.ip else pod.ip
         try:
-            status, body = await self._get(f"http://{host}:{self._port}/progress")
+            status, body = await self._get(*await self._target(pod))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise NoProgressError("unreachable") from error
         if status != 200:
@@ -48,16 +52,26 @@ class ProgressClient:
             raise NoProgressError("invalid")
         return progress
 
-    async def _get(self, url: str) -> tuple[int, bytes]:
+    async def _target(self, pod: PodState) -> tuple[str, dict[str, str]]:
+        """URL and headers."""
+        if self._api is None:
+            host = f"[{pod.ip}]" if ":" in pod.ip else pod.ip
+            return f"http://{host}:{self._port}/progress", {}
+        path = f"{PODS.path(pod.key.namespace, f'{pod.key.name}:{self._port}', 'proxy')}/progress"
+        _, url, headers, *_ = await self._api.param_serialize("GET", path, auth_settings=["BearerToken"])
+        return str(url), dict(headers)
+
+    async def _get(self, url: str, headers: dict[str, str]) -> tuple[int, bytes]:
         if self._session is None:
+            ssl = True if self._api is None else self._api.rest_client.ssl_context
             self._session = aiohttp.ClientSession(
                 timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                connector=aiohttp.TCPConnector(limit=200, force_close=True),
+                connector=aiohttp.TCPConnector(limit=200, force_close=True, ssl=ssl),
                 auto_decompress=False,
                 trust_env=False,
             )
-        async with self._session.get(url, allow_redirects=False) as response:
+        async with self._session.get(url, headers=headers, allow_redirects=False) as response:
             body = bytearray()
             async for chunk in response.content.iter_chunked(16 * 1024):
                 body += chunk

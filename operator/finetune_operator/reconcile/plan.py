@@ -59,9 +59,12 @@ def _after_the_end(seen: Observed, now: datetime) -> Plan:
     deletions, timers = pods_to_end(child, seen.pods, now)
     actions.extend(deletions)
     left = seconds_to_deletion(seen.policy.ttl_seconds_after_finished, parse(seen.status.completion_time), now)
-    if left is not None and left <= 0:
+    if left is not None and left > 0:
+        timers.append(left)
+    elif left is not None and seen.policy.deletion_policy == "DeleteSelf":
         actions.append(DeleteJob(seen.identity.uid))
-    timers += [left] if left is not None and left > 0 else []
+    elif left is not None and child is not None and not child.deleting and not actions:
+        actions.append(DeleteChild(child.uid))
     return Plan(
         actions=tuple(actions),
         announcements=deleted_pods(actions),
