@@ -48,3 +48,19 @@ def place(api_server: Path, operator: Operator) -> Iterator[Place]:
     found.make()
     yield found
     found.clear()
+
+
+@pytest.fixture
+def own_place(api_server: Path) -> Iterator[Place]:
+    """As `place`, with a class of its own: its jobs wait for the operators that the test itself brings."""
+    name = f"own-{secrets.token_hex(4)}"
+    found = Place(api_server, name, operator_class=name)
+    found.make()
+    yield found
+    found.clear()
+
+
+@pytest.fixture
+def own_rights(api_server: Path, own_place: Place, tmp_path: Path) -> ChartRights:
+    """What the chart gives to a release that serves that class."""
+    return ChartRights(api_server, tmp_path, own_place.name, operatorClass=own_place.operator_class)
