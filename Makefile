@@ -30,8 +30,9 @@ lint: venv ## ruff and mypy (1 minute)
 	@$(STEP) "ruff" $(BIN)/ruff check .
 	@$(STEP) "mypy" $(BIN)/mypy
 
-generate: venv ## CRDs and the field reference, from api/ (2 seconds)
+generate: venv ## CRDs, the admission policy and the field reference, from api/ (2 seconds)
 	@$(STEP) "crds/ and charts/finetune-operator/templates/crds/" $(BIN)/python -m finetune_api.crd
+	@$(STEP) "charts/finetune-operator/templates/admission.yaml" $(BIN)/python -m finetune_api.admission
 	@$(STEP) "field reference" $(BIN)/python -m finetune_api.reference
 
 images: venv ## The operator's and the trainer's images (2 minutes the first time)

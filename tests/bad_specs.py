@@ -118,6 +118,7 @@ BAD_SPECS = [
     Bad("spec.dataset.masks", "Sidecar", "masks can only be 'None' so far"),
     Bad("spec.dataset.captions", {"source": "Sidecar"}, "source can only be 'Prompt' so far"),
     Bad("spec.dataset.captions", {"shuffleTags": True}, "shuffleTags can only be false so far"),
+    Bad("spec.dataset.cropsPerPicture", 3, "cropsPerPicture above 1 needs crop: Random, Center has only one crop"),
     Bad("spec.dataset.crop", "center", ENUM, laptop_says="Input should be 'Center'"),
     # --- the training
     Bad("spec.training", {"steps": 0}, BELOW + " 1", laptop_says="greater than or equal to 1"),
@@ -135,6 +136,11 @@ BAD_SPECS = [
     Bad("spec.training", {"scheduler": {"name": "Step"}}, ENUM, laptop_says="Input should be 'Constant'"),
     Bad("spec.training", {"loss": {"minSnrGamma": 5}}, "minSnrGamma is not carried out yet"),
     Bad("spec.training", {"loss": {"noiseOffset": 0.1}}, "noiseOffset is not carried out yet"),
+    Bad(
+        "spec.training",
+        {"steps": 10, "scheduler": {"warmupSteps": 10}},
+        "scheduler.warmupSteps must be below steps: the learning rate would never arrive; use fewer warm-up steps",
+    ),
     # --- the rest
     Bad("spec.engine", {"nodes": 65}, "should be less than or equal to 64", laptop_says="less than or equal to 64"),
     Bad("spec.engine", {"offloadOptimizer": "Cpu"}, "offloadOptimizer can only be 'None' so far"),

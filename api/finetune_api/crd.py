@@ -225,10 +225,10 @@ def rendered() -> dict[str, str]:
     header = "# Generated from api/finetune_api by `make generate`. Do not edit.\n"
     files: dict[str, str] = {}
     for name, definition in all_crds().items():
-        files[f"crds/{name}"] = header + _yaml(definition)
+        files[f"crds/{name}"] = header + to_yaml(definition)
         annotated = {**definition, "metadata": {**cast(Schema, definition["metadata"]), **_keep()}}
         # Helm would read {{ in a description as a template; none may contain it.
-        body = _yaml(annotated)
+        body = to_yaml(annotated)
         assert "{{" not in body
         files[f"charts/finetune-operator/templates/crds/{name}"] = (
             header + "{{- if .Values.crds.install }}\n" + body + "{{- end }}\n"
@@ -241,7 +241,8 @@ def _keep() -> Schema:
     return {"annotations": {"helm.sh/resource-policy": "keep"}}
 
 
-def _yaml(value: Schema) -> str:
+def to_yaml(value: Schema) -> str:
+    """As generated files are written."""
     return yaml.safe_dump(value, sort_keys=False, width=110, allow_unicode=True)
 
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from finetune_api.base import Model
 from finetune_api.base_model import Uri
-from finetune_api.rules import Form, MultipleOf, NotInCluster, NotYet, Rule
+from finetune_api.rules import Form, MoreThanOneNeeds, MultipleOf, NotInCluster, NotYet, Rule
 from finetune_api.storage import SecretRef, Storage
 
 DATASET_FORM = r"^(s3://[a-z0-9][a-z0-9.-]+(/.*)?|pvc://[a-z0-9][-a-z0-9.]*(/.*)?|file://.+)$"
@@ -50,6 +50,7 @@ class DatasetSpec(Model):
         Form("uri", DATASET_FORM, "s3://bucket/prefix/ or pvc://claim/path"),
         NotInCluster("uri", "file://", "use s3:// or pvc://"),
         MultipleOf("resolution", 8, "the VAE makes one latent of 8 by 8 pixels"),
+        MoreThanOneNeeds("cropsPerPicture", "crop", "Random", "Center has only one crop"),
         NotYet("buckets", "pictures are cropped square, remove the field"),
         NotYet("masks", "remove the field", allowed=("None",)),
     )

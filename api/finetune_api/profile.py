@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from finetune_api.base import Endpoint, Model, ObjectName, Seconds, Steps
-from finetune_api.engine import EngineSpec, Resources
+from finetune_api.engine import EngineSpec, Quantity, Resources
 from finetune_api.metadata import Metadata
 from finetune_api.methods import ClassImagesSpec
 from finetune_api.outputs import CheckpointsSpec, ValidationSpec
+from finetune_api.rules import AtMostOneOf, MultipleOf, NotAbove, OnlyWhen, Rule, UnsetNeeds
 from finetune_api.storage import Storage
 from finetune_api.training import TrainingSpec
 
@@ -19,6 +20,12 @@ ShortText = Annotated[str, Field(min_length=1, max_length=253)]
 
 class Toleration(Model):
     """As in a pod."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        OnlyWhen("value", "operator", "Equal", is_default=True),
+        OnlyWhen("tolerationSeconds", "effect", "NoExecute"),
+        UnsetNeeds("key", "operator", "Exists"),
+    )
 
     key: Annotated[str, Field(max_length=316)] | None = None
     """Taint key."""
@@ -42,6 +49,8 @@ class CacheSpec(Model):
 
 class ProfileDefaults(Model):
     """Used where a job says nothing."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (MultipleOf("resolution", 8, "the VAE makes one latent of 8 by 8 pixels"),)
 
     training: TrainingSpec | None = None
     """Defaults of spec.training, field by field."""
@@ -76,7 +85,8 @@ class ProfileLimits(Model):
     ) = None
     """Images of the trainer that a job may name besides the profile's. Default: none."""
     allowed_endpoints: Annotated[tuple[Endpoint, ...], Field(min_length=1, max_length=64)] | None = None
-    """S3 endpoints that a job may name. Default: any."""
+    """S3 endpoints that a job may name, letter for letter; AWS S3 is one of them only if its endpoint is listed. The
+    profile's own endpoint serves the jobs that name none. Default: any."""
     allowed_secret_names: Annotated[tuple[ObjectName, ...], Field(min_length=1, max_length=64)] | None = None
     """Secrets that a job may mount. Default: any of its namespace."""
     allowed_service_accounts: Annotated[tuple[ObjectName, ...], Field(min_length=1, max_length=64)] | None = None
@@ -85,6 +95,12 @@ class ProfileLimits(Model):
 
 class FineTuneProfileSpec(Model):
     """Image, resources, placement, defaults and limits."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        NotAbove("defaults.training.steps", "limits.maxSteps"),
+        AtMostOneOf(("defaults.training.epochs", "limits.maxSteps")),
+        NotAbove("defaults.engine.nodes", "limits.maxNodes"),
+    )
 
     is_default: bool = False
     """Used by jobs that name no profile. One profile of the cluster should have it."""
@@ -106,7 +122,7 @@ class FineTuneProfileSpec(Model):
     """PriorityClass of the pods."""
     cache: CacheSpec | None = None
     """Where models and caches are kept between pods."""
-    scratch_size_limit: Annotated[str, Field(min_length=1, max_length=32)] | None = None
+    scratch_size_limit: Quantity | None = None
     """Size limit of the pod's scratch volume. Default: 20Gi."""
     termination_grace_period_seconds: Annotated[int, Field(ge=10, le=3600)] | None = None
     """Time a pod has to save its state when it is stopped. Default: 120, for dreamBooth 600."""

@@ -6,7 +6,6 @@ Order: what the job says, then what the profile says, then what is built in. Mer
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeVar
 
 from pydantic.alias_generators import to_camel
@@ -20,6 +19,7 @@ from finetune_api.methods import ClassImagesSpec, DreamBoothSpec, LoraSpec, Meth
 from finetune_api.outputs import OutputSpec, ValidationSpec
 from finetune_api.profile import FineTuneProfileSpec, ProfileDefaults
 from finetune_api.storage import Storage
+from finetune_api.techniques import TECHNIQUES, TechniqueDefaults
 from finetune_api.training import LossSpec, OptimizerSpec, SchedulerSpec
 from finetune_api.training_run import ResolvedCheckpoints, ResolvedTraining, RunIdentity, TrainingRun
 
@@ -27,34 +27,9 @@ M = TypeVar("M", bound=Model)
 S = TypeVar("S", BaseModelSpec, DatasetSpec, OutputSpec)
 
 
-class ResolveError(ValueError):
-    """Job and profile do not fit together. The message names the field, the value and the remedy."""
-
-
-@dataclass(frozen=True)
-class TechniqueDefaults:
-    """What works on SD 1.5 and 2.x without any configuration (sources: docs/decisions/0003)."""
-
-    steps: int
-    learning_rate: float
-    checkpoint_seconds: int
-    grace_seconds: int
-
-
-TECHNIQUES = {
-    "lora": TechniqueDefaults(500, 1e-4, 60, 120),
-    "dreamBooth": TechniqueDefaults(400, 5e-6, 300, 600),
-    "textualInversion": TechniqueDefaults(3000, 5e-4, 60, 120),
-    "hypernetwork": TechniqueDefaults(1000, 1e-5, 60, 120),
-}
-
-
 def resolve(spec: FineTuneJobSpec, profile: FineTuneProfileSpec | None, identity: RunIdentity) -> TrainingRun:
-    """Puts job, profile and built-in defaults together.
-
-    Raises:
-        ResolveError: a limit of the profile is broken, or the values contradict each other.
-    """
+    """Puts job, profile and built-in defaults together. Whether the profile allows it is `limits.check_limits`' to
+    say, before."""
     profile = profile or FineTuneProfileSpec()
     defaults = profile.defaults or ProfileDefaults()
     technique = TECHNIQUES[spec.method.name]
@@ -66,7 +41,7 @@ def resolve(spec: FineTuneJobSpec, profile: FineTuneProfileSpec | None, identity
         {"everySeconds": technique.checkpoint_seconds},
     )
     method = _method(spec.method, defaults)
-    run = TrainingRun(
+    return TrainingRun(
         identity=identity,
         base_model=_with_storage(spec.base_model, defaults.storage),
         method=method,
@@ -78,9 +53,6 @@ def resolve(spec: FineTuneJobSpec, profile: FineTuneProfileSpec | None, identity
         output=_with_storage(spec.output, defaults.storage),
         grace_seconds=profile.termination_grace_period_seconds or technique.grace_seconds,
     )
-    _check_schedule(run)
-    _check_limits(spec, profile, run)
-    return run
 
 
 def _merged(cls: type[M], first: Model | None, second: Model | None, builtin: dict[str, object] | None = None) -> M:
@@ -183,58 +155,3 @@ def _with_storage(section: S, storage: Storage | None) -> S:
     if merged.wire():
         values["storage"] = merged.wire()
     return type(section).model_validate(values)
-
-
-def _check_schedule(run: TrainingRun) -> None:
-    warmup, steps = run.training.scheduler.warmup_steps, run.training.steps
-    if steps is not None and warmup >= steps:
-        raise ResolveError(
-            f"spec.training.scheduler.warmupSteps is {warmup} but the training has {steps} steps: "
-            "the learning rate would never arrive; use fewer warm-up steps"
-        )
-    if run.dataset.crops_per_picture > 1 and run.dataset.crop != "Random":
-        raise ResolveError(
-            f"spec.dataset.cropsPerPicture is {run.dataset.crops_per_picture} but crop is Center, which has only "
-            "one crop; set crop: Random"
-        )
-
-
-def _check_limits(spec: FineTuneJobSpec, profile: FineTuneProfileSpec, run: TrainingRun) -> None:
-    limits = profile.limits
-    account = spec.service_account_name
-    allowed_accounts = (limits.allowed_service_accounts if limits else None) or ()
-    if account is not None and account not in allowed_accounts:
-        raise ResolveError(
-            f"spec.serviceAccountName {account} is not among the profile's limits.allowedServiceAccounts "
-            f"({', '.join(allowed_accounts) or 'none'}); remove it or ask your administrator"
-        )
-    if limits is None:
-        return
-    if limits.allowed_namespaces is not None and run.identity.namespace not in limits.allowed_namespaces:
-        raise ResolveError(
-            f"namespace {run.identity.namespace} may not use this profile; spec.profileName must name another"
-        )
-    if limits.max_steps is not None and run.training.steps is not None and run.training.steps > limits.max_steps:
-        raise ResolveError(
-            f"spec.training.steps is {run.training.steps}, the profile allows at most {limits.max_steps}"
-        )
-    if limits.max_steps is not None and run.training.epochs is not None:
-        raise ResolveError("spec.training.epochs cannot be used with this profile, which limits steps; use steps")
-    sections: tuple[tuple[str, BaseModelSpec | DatasetSpec | OutputSpec], ...] = (
-        ("baseModel", spec.base_model),
-        ("dataset", spec.dataset),
-        ("output", spec.output),
-    )
-    for name, section in sections:
-        endpoint = section.storage.endpoint if section.storage else None
-        if endpoint and limits.allowed_endpoints is not None and endpoint not in limits.allowed_endpoints:
-            raise ResolveError(
-                f"spec.{name}.storage.endpoint {endpoint} is not among the profile's limits.allowedEndpoints "
-                f"({', '.join(limits.allowed_endpoints)})"
-            )
-        secret = section.secret_ref.name if section.secret_ref else None
-        if secret and limits.allowed_secret_names is not None and secret not in limits.allowed_secret_names:
-            raise ResolveError(
-                f"spec.{name}.secretRef.name {secret} is not among the profile's limits.allowedSecretNames "
-                f"({', '.join(limits.allowed_secret_names)})"
-            )

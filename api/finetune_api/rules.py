@@ -1,6 +1,7 @@
 """Rules over the fields of one object, each with one wording and two projections: CEL and Python.
 
-Names of fields are given as they stand in YAML (camelCase). `holds` gets a model and looks at what is set.
+Names of fields are given as they stand in YAML (camelCase); a dotted one is a field of an object within. `holds` gets
+a model and looks at what is set.
 """
 
 from __future__ import annotations
@@ -28,7 +29,17 @@ class Rule(Protocol):
 
 
 def value_of(model: BaseModel, field: str) -> object:
-    return getattr(model, to_snake(field))
+    """Value of a field; None where it, or an object on the way to it, is not set."""
+    found: object = model
+    for name in field.split("."):
+        found = getattr(found, to_snake(name), None)
+    return found
+
+
+def present(field: str) -> str:
+    """CEL: whether a field is set, and every object on the way to it."""
+    names = field.split(".")
+    return " && ".join(f"has(self.{'.'.join(names[: i + 1])})" for i in range(len(names)))
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,7 @@ class AtMostOneOf:
 
     @property
     def cel(self) -> str:
-        return f"[{', '.join(f'has(self.{f})' for f in self.fields)}].filter(x, x).size() <= 1"
+        return f"[{', '.join(present(f) for f in self.fields)}].filter(x, x).size() <= 1"
 
     def holds(self, model: BaseModel) -> bool:
         return sum(value_of(model, f) is not None for f in self.fields) <= 1
@@ -101,13 +112,105 @@ class NotAbove:
     @property
     def cel(self) -> str:
         lower, upper = self.lower, self.upper
-        return f"!has(self.{lower}) || !has(self.{upper}) || self.{lower} <= self.{upper}"
+        return f"!({present(lower)}) || !({present(upper)}) || self.{lower} <= self.{upper}"
 
     def holds(self, model: BaseModel) -> bool:
         lower, upper = value_of(model, self.lower), value_of(model, self.upper)
         if not isinstance(lower, int | float) or not isinstance(upper, int | float):
             return True
         return lower <= upper
+
+
+@dataclass(frozen=True)
+class Below:
+    """Of two whole numbers, when both are set, the first is smaller than the second."""
+
+    lower: str
+    upper: str
+    because: str
+
+    @property
+    def message(self) -> str:
+        return f"{self.lower} must be below {self.upper}: {self.because}"
+
+    @property
+    def cel(self) -> str:
+        lower, upper = self.lower, self.upper
+        return f"!({present(lower)}) || !({present(upper)}) || self.{lower} < self.{upper}"
+
+    def holds(self, model: BaseModel) -> bool:
+        lower, upper = value_of(model, self.lower), value_of(model, self.upper)
+        return not isinstance(lower, int) or not isinstance(upper, int) or lower < upper
+
+
+@dataclass(frozen=True)
+class MoreThanOneNeeds:
+    """A count above 1 makes sense with one choice of `other` only, which is not its default."""
+
+    field: str
+    other: str
+    choice: str
+    because: str
+
+    @property
+    def message(self) -> str:
+        return f"{self.field} above 1 needs {self.other}: {self.choice}, {self.because}"
+
+    @property
+    def cel(self) -> str:
+        field, other = self.field, self.other
+        chosen = f"has(self.{other}) && self.{other} == {literal(self.choice)}"
+        return f"!has(self.{field}) || self.{field} <= 1 || ({chosen})"
+
+    def holds(self, model: BaseModel) -> bool:
+        count = value_of(model, self.field)
+        return not isinstance(count, int) or count <= 1 or value_of(model, self.other) == self.choice
+
+
+@dataclass(frozen=True)
+class OnlyWhen:
+    """`field` can be set only where `other` has this value."""
+
+    field: str
+    other: str
+    value: str
+    is_default: bool = False
+    """Whether `other` has this value when it is not set."""
+
+    @property
+    def message(self) -> str:
+        return f"{self.field} can only be set with {self.other}: {self.value}"
+
+    @property
+    def cel(self) -> str:
+        other = self.other
+        equal = f"self.{other} == {literal(self.value)}"
+        chosen = f"(!has(self.{other}) || {equal})" if self.is_default else f"(has(self.{other}) && {equal})"
+        return f"!has(self.{self.field}) || {chosen}"
+
+    def holds(self, model: BaseModel) -> bool:
+        return value_of(model, self.field) is None or value_of(model, self.other) == self.value
+
+
+@dataclass(frozen=True)
+class UnsetNeeds:
+    """Where `field` is not set, `other` has this value, which is not its default."""
+
+    field: str
+    other: str
+    value: str
+
+    @property
+    def message(self) -> str:
+        return f"without {self.field} set {self.other}: {self.value}"
+
+    @property
+    def cel(self) -> str:
+        other = self.other
+        return f"has(self.{self.field}) || (has(self.{other}) && self.{other} == {literal(self.value)})"
+
+    def holds(self, model: BaseModel) -> bool:
+        return value_of(model, self.field) is not None or value_of(model, self.other) == self.value
 
 
 @dataclass(frozen=True)
@@ -147,13 +250,13 @@ class NotYet:
     def message(self) -> str:
         if not self.allowed:
             return f"{self.field} is not carried out yet; {self.use}"
-        return f"{self.field} can only be {' or '.join(map(_literal, self.allowed))} so far; {self.use}"
+        return f"{self.field} can only be {' or '.join(map(literal, self.allowed))} so far; {self.use}"
 
     @property
     def cel(self) -> str:
         if not self.allowed:
             return f"!has(self.{self.field})"
-        values = f"[{', '.join(_literal(a) for a in self.allowed)}]"
+        values = f"[{', '.join(literal(a) for a in self.allowed)}]"
         if self.many:
             return f"!has(self.{self.field}) || self.{self.field}.all(x, x in {values})"
         return f"!has(self.{self.field}) || self.{self.field} in {values}"
@@ -200,7 +303,7 @@ class Form:
 
     @property
     def cel(self) -> str:
-        return f"!has(self.{self.field}) || self.{self.field}.matches({_literal(self.pattern)})"
+        return f"!has(self.{self.field}) || self.{self.field}.matches({literal(self.pattern)})"
 
     def holds(self, model: BaseModel) -> bool:
         value = value_of(model, self.field)
@@ -221,13 +324,14 @@ class NotInCluster:
 
     @property
     def cel(self) -> str:
-        return f"!has(self.{self.field}) || !self.{self.field}.startsWith({_literal(self.prefix)})"
+        return f"!has(self.{self.field}) || !self.{self.field}.startsWith({literal(self.prefix)})"
 
     def holds(self, model: BaseModel) -> bool:
         return True
 
 
-def _literal(value: str | int | bool) -> str:
+def literal(value: str | int | bool) -> str:
+    """`value` as it is written in CEL."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):

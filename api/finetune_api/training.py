@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from finetune_api.base import Int32, Model, Steps
-from finetune_api.rules import AtMostOneOf, NotYet, Rule
+from finetune_api.rules import AtMostOneOf, Below, NotYet, Rule
 
 
 class OptimizerSpec(Model):
@@ -58,6 +58,7 @@ class TrainingSpec(Model):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         AtMostOneOf(("steps", "epochs")),
+        Below("scheduler.warmupSteps", "steps", "the learning rate would never arrive; use fewer warm-up steps"),
         NotYet("precision", "use fp32 or bf16", allowed=("fp32", "bf16")),
         NotYet("ema", "remove the field", allowed=(False,)),
         NotYet("clipSkip", "the last layer of the text encoder is used, use 0", allowed=(0,)),

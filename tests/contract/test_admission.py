@@ -63,7 +63,25 @@ PROFILES = [
     ({"image": ""}, "spec.image"),
     ({"resources": {"limits": {"cpu": "many"}}}, "spec.resources.limits"),
     ({"terminationGracePeriodSeconds": 1}, "should be greater than or equal to 10"),
-    ({"nodeLost": "ForceDelete"}, "nodeLost can only be 'Wait' so far"),
+    ({"nodeLost": "Reboot"}, "spec.nodeLost: Unsupported value"),
+    ({"scratchSizeLimit": "plenty"}, "spec.scratchSizeLimit"),
+    ({"defaults": {"resolution": 100}}, "resolution must be a multiple of 8"),
+    (
+        {"defaults": {"training": {"steps": 9}}, "limits": {"maxSteps": 8}},
+        "defaults.training.steps must not be above limits.maxSteps",
+    ),
+    (
+        {"defaults": {"training": {"epochs": 9}}, "limits": {"maxSteps": 8}},
+        "set at most one of defaults.training.epochs, limits.maxSteps",
+    ),
+    (
+        {"defaults": {"engine": {"nodes": 3}}, "limits": {"maxNodes": 2}},
+        "defaults.engine.nodes must not be above limits.maxNodes",
+    ),
+    ({"defaults": {"training": {"steps": 5, "scheduler": {"warmupSteps": 5}}}}, "warmupSteps must be below steps"),
+    ({"tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]}, "value can only be set with operator: Equal"),
+    ({"tolerations": [{"key": "a", "tolerationSeconds": 9}]}, "tolerationSeconds can only be set with effect"),
+    ({"tolerations": [{"operator": "Equal"}]}, "without key set operator: Exists"),
     ({"defaults": {"training": {"ema": True}}}, "ema can only be false so far"),
     ({"hostPath": "/"}, 'unknown field "spec.hostPath"'),
 ]

@@ -31,7 +31,8 @@ def test_a_limit_of_the_profile_is_named(place: Place) -> None:
     place.edit_profile(place.name, limits={"maxSteps": 10})
     watched = place.submit("dog", training={"steps": 11})
     found = watched.until(has("Accepted", "False", "InvalidSpec"), seconds=SOON, what="InvalidSpec")
-    assert "spec.training.steps is 11, the profile allows at most 10" in conditions(found)["Accepted"]["message"]
+    says = f"spec.training.steps is 11, FineTuneProfile {place.name} allows at most 10"
+    assert says in conditions(found)["Accepted"]["message"]
 
 
 def test_quota(place: Place) -> None:

@@ -80,12 +80,12 @@ def test_every_exit_code_has_its_place_in_the_jobs_rules() -> None:
                 IMAGE,
             ),
             "InvalidSpec",
-            "spec.runPolicy.activeDeadlineSeconds is 9, the profile allows at most 8",
+            "spec.runPolicy.activeDeadlineSeconds is 9, FineTuneProfile tiny allows at most 8",
         ),
         (
             accept(spec(serviceAccountName="root"), {"tiny": profile(default=True)}, IDENTITY, IMAGE),
             "InvalidSpec",
-            "spec.serviceAccountName root",
+            "spec.serviceAccountName is root",
         ),
     ],
 )

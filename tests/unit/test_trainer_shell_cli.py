@@ -158,8 +158,8 @@ BAD = {
     "values that contradict each other": (
         ("steps: 10", "steps: 10\n    scheduler: {name: Linear, warmupSteps: 10}"),
         [
-            "job.yaml: spec.training.scheduler.warmupSteps is 10 but the training has 10 steps: the learning rate "
-            "would never arrive; use fewer warm-up steps"
+            "job.yaml:13: spec.training: scheduler.warmupSteps must be below steps: the learning rate would never "
+            "arrive; use fewer warm-up steps"
         ],
     ),
     "a key that stands twice": (
@@ -224,7 +224,8 @@ def test_a_profile_may_come_from_another_file_and_its_limits_hold(tmp_path: Path
     assert invoke("validate", JOB, tmp_path, "--profile", "profile.yaml")[0] == 0
     assert invoke("validate", JOB.replace("steps: 10", "steps: 101"), tmp_path, "--profile", "profile.yaml") == (
         78,
-        "error: job.yaml: spec.training.steps is 101, the profile allows at most 100\n",
+        "error: job.yaml: spec.training.steps is 101, FineTuneProfile cpu allows at most 100 (limits.maxSteps); "
+        "use 100 or less\n",
     )
 
 

@@ -6,8 +6,9 @@ import uuid
 from pathlib import Path
 from urllib.parse import quote
 
-from finetune_api import FineTuneJob, FineTuneProfile, ResolveError, RunIdentity, TrainingRun, resolve
+from finetune_api import Asked, FineTuneJob, FineTuneProfile, RunIdentity, TrainingRun, resolve
 from finetune_api.job import FineTuneJobSpec
+from finetune_api.limits import refusals
 from finetune_api.metadata import NAME_MESSAGE, is_name
 
 from finetune_trainer.credentials import Role
@@ -45,14 +46,20 @@ def _resolved(document: Document, profile_document: Document | None) -> Training
     found = list(_local_problems(job, profile))
     if found:
         raise document.error(*found)
-    try:
-        spec = _on_this_machine(job.spec)
-        output = spec.output.uri
-        uid = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{output}#{job.metadata.name}"))
-        identity = RunIdentity(name=job.metadata.name, namespace=NAMESPACE, uid=uid)
-        return resolve(spec, profile.spec if profile is not None else None, identity)
-    except ResolveError as error:
-        raise DocumentError([f"{document.file}: {error}"]) from error
+    spec = _on_this_machine(job.spec)
+    misfits = refusals(_asked(job, spec, profile))
+    if misfits:
+        raise DocumentError([f"{document.file}: {words}" for words in misfits])
+    uid = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{spec.output.uri}#{job.metadata.name}"))
+    identity = RunIdentity(name=job.metadata.name, namespace=NAMESPACE, uid=uid)
+    return resolve(spec, profile.spec if profile is not None else None, identity)
+
+
+def _asked(job: FineTuneJob, here: FineTuneJobSpec, profile: FineTuneProfile | None) -> Asked:
+    """What the cluster would hold against the profile; without one at hand, what means something here."""
+    if profile is None:
+        return Asked(here.wire(), {})
+    return Asked(job.spec.wire(), profile.spec.wire(), profile.metadata.name, job.metadata.namespace)
 
 
 def _local_problems(job: FineTuneJob, profile: FineTuneProfile | None) -> list[Problem]:
@@ -75,13 +82,14 @@ def _local_problems(job: FineTuneJob, profile: FineTuneProfile | None) -> list[P
 
 
 def _on_this_machine(spec: FineTuneJobSpec) -> FineTuneJobSpec:
-    """`spec` with absolute file:// URIs, and without the service account, which means nothing here."""
+    """`spec` with absolute file:// URIs, and without service account and image, which mean nothing here."""
     return spec.model_copy(
         update={
             "base_model": spec.base_model.model_copy(update={"uri": _absolute(spec.base_model.uri, Role.BASE_MODEL)}),
             "dataset": spec.dataset.model_copy(update={"uri": _absolute(spec.dataset.uri, Role.DATASET)}),
             "output": spec.output.model_copy(update={"uri": _absolute(spec.output.uri, Role.OUTPUT)}),
             "service_account_name": None,
+            "image": None,
         }
     )
 

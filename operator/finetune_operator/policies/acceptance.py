@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from finetune_api.asked import Asked
 from finetune_api.job import FineTuneJobSpec
+from finetune_api.limits import LimitError, check_limits
 from finetune_api.profile import FineTuneProfileSpec
-from finetune_api.resolve import ResolveError, resolve
+from finetune_api.resolve import resolve
 from finetune_api.training_run import RunIdentity
 from pydantic import ValidationError
 
@@ -47,7 +49,11 @@ def accept(
         profile = FineTuneProfileSpec.model_validate(chosen.spec if chosen else {})
     except ValidationError as error:
         return Refused("InvalidProfile", f"FineTuneProfile {name}: {in_words(error, 'spec')}")
-    image = profile.image or default_image
+    try:
+        check_limits(Asked(spec.wire(), profile.wire(), name or "", identity.namespace))
+    except LimitError as error:
+        return Refused("InvalidSpec", str(error))
+    image = spec.image or profile.image or default_image
     if not image:
         return Refused(
             "NoImage",
@@ -56,13 +62,8 @@ def accept(
             else "there is no default FineTuneProfile and the operator names no trainer image; "
             "set spec.profileName, or ask your administrator for a profile with isDefault: true",
         )
-    over = _deadline_over_limit(spec, profile)
-    if over:
-        return Refused("InvalidSpec", over)
     try:
         run = resolve(spec, profile, identity)
-    except ResolveError as error:
-        return Refused("InvalidSpec", str(error))
     except ValidationError as error:
         return Refused("InvalidSpec", in_words(error, "resolved"))
     return snapshot_of(run, profile.model_copy(update={"image": image}), name or "")
@@ -111,13 +112,3 @@ def _profile(spec: FineTuneJobSpec, profiles: Mapping[str, ProfileState]) -> Pro
             f"({', '.join(defaults)}); name one of them, or leave isDefault with one",
         )
     return profiles[defaults[0]] if defaults else None
-
-
-def _deadline_over_limit(spec: FineTuneJobSpec, profile: FineTuneProfileSpec) -> str:
-    asked = spec.run_policy.active_deadline_seconds if spec.run_policy else None
-    longest = profile.limits.max_active_deadline_seconds if profile.limits else None
-    if asked is None or longest is None or asked <= longest:
-        return ""
-    return (
-        f"spec.runPolicy.activeDeadlineSeconds is {asked}, the profile allows at most {longest}; use {longest} or less"
-    )
