@@ -58,7 +58,7 @@ class Result(Model):
 
     run_uid: Annotated[str, Field(max_length=64)]
     """UID of the FineTuneJob."""
-    outcome: Literal["Succeeded", "Interrupted", "BadData", "BadConfiguration", "Error"]
+    outcome: Literal["Succeeded", "Interrupted", "PeerLost", "BadData", "BadConfiguration", "Error"]
     """How the trainer ended."""
     message: Annotated[str, Field(max_length=1024)] = ""
     """For people: the field, the value and the remedy. Never a secret."""

@@ -15,13 +15,15 @@ from finetune_api import ExitCode, TrainingRun
 from rich.console import Console
 
 from finetune_trainer.errors import ConfigurationError, Interrupted, RunError
+from finetune_trainer.group.place import Place, place_of
+from finetune_trainer.group.seat import end_with_supervisor
 from finetune_trainer.local_run import load_run
 from finetune_trainer.settings import Settings
 from finetune_trainer.signals import RESERVE_SECONDS, Stop, stop_signals
 from finetune_trainer.telemetry.board import Board
 from finetune_trainer.telemetry.listener import Listener, Listeners
 from finetune_trainer.telemetry.logs import LogListener, configure_logging
-from finetune_trainer.telemetry.termination import failure, leave
+from finetune_trainer.telemetry.termination import ended_with, failure, leave
 
 log = logging.getLogger("finetune")
 
@@ -54,7 +56,14 @@ def launch(file: Path, profile_file: Path | None, overwrite: bool, settings: Set
         verify_digest(file, settings.run_sha256)
         configure_logging(settings.log_format, {"job": f"{run.identity.namespace}/{run.identity.name}"})
         board = Board(run.identity.uid, settings.attempt)
-        return _carry_out(run, file, board, overwrite, settings)
+        # in a pod the file itself counts: another version of the trainer may write the same settings otherwise
+        digest = settings.run_sha256 or hashlib.sha256(run.to_json().encode()).hexdigest()
+        place = place_of(run, digest, settings)
+        if place is not None and settings.seat is None:
+            return _supervise(run, place, _arguments(file, profile_file, overwrite), settings)
+        if settings.seat is not None:
+            end_with_supervisor()
+        return _carry_out(run, digest, file, board, overwrite, settings)
     except RunError as error:
         _leave_failure(run, board, error, settings)
         if settings.log_format == "json":
@@ -78,11 +87,29 @@ def verify_digest(file: Path, expected: str | None) -> None:
         )
 
 
-def _carry_out(run: TrainingRun, file: Path, board: Board, overwrite: bool, settings: Settings) -> int:
-    from finetune_trainer.run import perform
+def _arguments(file: Path, profile_file: Path | None, overwrite: bool) -> list[str]:
+    profile = [] if profile_file is None else ["--profile", str(profile_file)]
+    return ["run", str(file), *profile, *(["--overwrite"] if overwrite else [])]
+
+
+def _supervise(run: TrainingRun, place: Place, arguments: list[str], settings: Settings) -> int:
+    from finetune_trainer.group.supervisor import supervise
+
+    end = supervise(place, arguments)
+    if end.result is not None:
+        leave(settings.termination_file, end.result)
+    elif end.code != ExitCode.DONE:
+        log.error("%s", end.message, extra={"exit_code": end.code})
+        leave(settings.termination_file, ended_with(run.identity.uid, end.code, end.message))
+    return end.code
+
+
+def _carry_out(run: TrainingRun, digest: str, file: Path, board: Board, overwrite: bool, settings: Settings) -> int:
+    from finetune_trainer.run import accompany, perform
 
     with ExitStack() as stack:
-        listener = _telemetry(run, board, settings, stack)
+        follows = settings.seat is not None and not settings.seat.leads
+        listener = Listeners([]) if follows else _telemetry(run, board, settings, stack)
         stop = Stop(run.grace_seconds if settings.in_pod else None)
         stack.enter_context(
             stop_signals(
@@ -91,8 +118,8 @@ def _carry_out(run: TrainingRun, file: Path, board: Board, overwrite: bool, sett
                 on_last_call=lambda: _last_call(run, board, stop, settings),
             )
         )
-        # in a pod the file itself counts: another version of the trainer may write the same settings otherwise
-        digest = settings.run_sha256 or hashlib.sha256(run.to_json().encode()).hexdigest()
+        if follows:
+            accompany(run, settings, listener, stop)
         finished = perform(run, digest, settings, listener, stop, overwrite)
     leave(settings.termination_file, finished.result)
     if settings.log_format == "json":

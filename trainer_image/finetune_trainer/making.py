@@ -23,6 +23,8 @@ from finetune_trainer.evaluation.judge import judge_run
 from finetune_trainer.evaluation.report import ReportData, render_report
 from finetune_trainer.exports import export_weights
 from finetune_trainer.families import Family, load_family
+from finetune_trainer.group.seat import Seat
+from finetune_trainer.group.team import join
 from finetune_trainer.publish.journal import Journal
 from finetune_trainer.publish.leftovers import checkpoints_prefix
 from finetune_trainer.publish.store import Store
@@ -78,8 +80,9 @@ def make(
     """
     listener.stage("Preparing")
     pictures = PictureSet.open(inputs.pictures)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of(settings.seat)
     family = load_family(inputs.model.path, device)
+    team = join(settings.seat, device)
     class_pictures = _class_pictures(run, family, settings, listener, should_stop)
 
     listener.stage("DrawingBefore")
@@ -97,13 +100,17 @@ def make(
         run.checkpoints.keep,
         should_stop.seconds_left,
     )
+    team.meet(should_stop)
+    team.share([path.read_bytes() for path in class_pictures])
     cache = settings.cache()
-    outcome = train(run, family, pictures, class_pictures, cache, checkpoints, listener, should_stop)
+    outcome = train(run, family, pictures, class_pictures, cache, checkpoints, listener, should_stop, team)
     if outcome.interrupted:
         raise Interrupted(
             f"stopped at step {outcome.step} of {outcome.total_steps}; the same run goes on from step "
             f"{outcome.saved_step}"
         )
+
+    team.close()
 
     listener.stage("DrawingAfter")
     after = _draw(run, family, listener, should_stop)
@@ -146,6 +153,42 @@ def make(
         picture_count=len(pictures),
         judgement=judgement,
     )
+
+
+def help_making(
+    run: TrainingRun, inputs: Inputs, work: Path, settings: Settings, listener: Listener, should_stop: Stop
+) -> None:
+    """Trains with rank 0, and makes nothing of it.
+
+    Raises:
+        RunError: with the exit code of how it ended.
+    """
+    pictures = PictureSet.open(inputs.pictures)
+    device = device_of(settings.seat)
+    family = load_family(inputs.model.path, device)
+    team = join(settings.seat, device)
+    team.meet(should_stop)
+    # drawn once, by rank 0: another GPU might draw them a little differently
+    folder = work / f"class-pictures-{team.rank}"
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn: list[bytes] = team.share(None)
+    class_pictures = [folder / f"{index:05d}.png" for index in range(len(drawn))]
+    for path, data in zip(class_pictures, drawn, strict=True):
+        path.write_bytes(data)
+    outcome = train(run, family, pictures, class_pictures, settings.cache(), None, listener, should_stop, team)
+    if outcome.interrupted:
+        raise Interrupted(f"stopped at step {outcome.step} of {outcome.total_steps}; rank 0 saves the state")
+    team.close()
+
+
+def device_of(seat: Seat | None) -> torch.device:
+    """The GPU of this process, or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if seat is None:
+        return torch.device("cuda")
+    torch.cuda.set_device(seat.local_rank)
+    return torch.device("cuda", seat.local_rank)
 
 
 def device_name(device: torch.device) -> str:

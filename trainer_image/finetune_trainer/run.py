@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from finetune_api import ExitCode, Result, TrainingRun
 from rich.console import Console
@@ -26,6 +27,9 @@ from finetune_trainer.telemetry.listener import Listener, Listeners
 
 if TYPE_CHECKING:
     from finetune_trainer.making import Made
+
+
+SECONDS_BETWEEN_LOOKS = 0.5
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,22 @@ def _publish(
     shutil.rmtree(work, ignore_errors=True)
     listener.stage("Done")
     return published
+
+
+def accompany(run: TrainingRun, settings: Settings, listener: Listener, should_stop: Stop) -> NoReturn:
+    """The part of all processes of a group but rank 0: they train, and stay until rank 0 has published. Then their
+    supervisor ends them.
+
+    Raises:
+        RunError: with the exit code of how it ended.
+    """
+    inputs = _fetch(run, settings, listener, should_stop)
+    from finetune_trainer.making import help_making
+
+    help_making(run, inputs, settings.work(run.identity.uid), settings, listener, should_stop)
+    while not should_stop():
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    raise Interrupted("stopped while rank 0 makes pictures of what was trained; the same run goes on from there")
 
 
 def _fetch(run: TrainingRun, settings: Settings, listener: Listener, should_stop: Callable[[], bool]) -> Inputs:

@@ -11,11 +11,15 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from finetune_trainer.group.seat import Seat
+
 METRICS_PORT = 8000
+GROUP_PORT = 29500
+"""torch's usual port for a rendezvous."""
 
 
 class Settings(BaseSettings):
-    """The operator sets all of these in a pod. An unset POD_UID means: on somebody's own machine."""
+    """The operator sets what a pod needs. An unset POD_UID means: on somebody's own machine."""
 
     model_config = SettingsConfigDict(env_prefix="FINETUNE_", frozen=True)
 
@@ -37,6 +41,18 @@ class Settings(BaseSettings):
     """Where the result is left for the operator. Default in a pod: /dev/termination-log."""
     port: int | None = Field(default=None, ge=0, le=65535)
     """Port of /metrics, /progress and /healthz; 0 picks a free one. Default in a pod: 8000, else no server."""
+
+    node: int | None = Field(default=None, ge=0)
+    """Index of this pod in its group."""
+    group_host: str | None = None
+    """Name of the group's first pod."""
+    group_port: int = Field(default=GROUP_PORT, ge=1, le=65535)
+    """Port on which the group's first pod listens for the others."""
+    peer_seconds: float = Field(default=30, ge=3, le=600)
+    """Seconds without a sign of life after which another pod of the group counts as lost. More where machines may
+    stand still for longer, as in a live migration."""
+    seat: Seat | None = None
+    """Set by the supervisor of a group for each process that it starts; in JSON."""
 
     @property
     def in_pod(self) -> bool:

@@ -34,7 +34,7 @@ class ReplicatedEngine(EagerEngine):
             module,
             # every process has read the same files and draws the same first values
             init_sync=False,
-            broadcast_buffers=False,
+            forward_sync_buffers=False,
             gradient_as_bucket_view=True,
             # Otherwise the buckets are cut anew after the first step since the start, and with three processes or
             # more the sums of a resumed training would be rounded another way. A GPU makes no such promise.

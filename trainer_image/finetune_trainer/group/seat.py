@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from typing import Annotated
 
+from finetune_api import ExitCode
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -29,3 +33,15 @@ class Seat(BaseModel):
     @property
     def leads(self) -> bool:
         return self.rank == 0
+
+
+def end_with_supervisor() -> None:
+    """From now on the process ends when its supervisor does, however that went: the pipe between them closes."""
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+        # not sys.exit: the main thread may wait in C for a peer that will never come
+        os._exit(ExitCode.PEER_LOST)
+
+    threading.Thread(target=wait, name="supervisor", daemon=True).start()

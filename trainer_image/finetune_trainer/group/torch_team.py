@@ -19,6 +19,8 @@ T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """Longest time that a process may keep the others waiting within a training step: a checkpoint of all weights going
 to a slow store. Whether the others are alive at all is the supervisors' business, not this limit's."""
+STORE_TIMEOUT = timedelta(days=1)
+"""Rank 0 may take its time with fetching and drawing before it opens the store."""
 MEETING_SECONDS_BETWEEN_LOOKS = 0.2
 
 
@@ -34,7 +36,7 @@ class TorchTeam:
                 seat.store_port,
                 is_master=seat.leads,
                 wait_for_workers=False,
-                timeout=COLLECTIVE_TIMEOUT,
+                timeout=STORE_TIMEOUT,
                 **({} if seat.store_fd is None else {"master_listen_fd": seat.store_fd}),
             )
         self._store = dist.PrefixStore(seat.generation, server)

@@ -12,10 +12,11 @@ from finetune_trainer.errors import RunError
 log = logging.getLogger("finetune")
 
 LIMIT = 3 * 1024
-OUTCOMES = {
+OUTCOMES: dict[int, str] = {
     ExitCode.BAD_DATA: "BadData",
     ExitCode.BAD_CONFIGURATION: "BadConfiguration",
     ExitCode.INTERRUPTED: "Interrupted",
+    ExitCode.PEER_LOST: "PeerLost",
 }
 
 
@@ -23,14 +24,17 @@ def failure(run_uid: str, error: BaseException, step: int, loss: float | None, r
     """The Result of a run that ended with `error`. Only a RunError's message was written for people, and is kept."""
     code = error.exit_code if isinstance(error, RunError) else ExitCode.ERROR
     text = str(error) if isinstance(error, RunError) else f"{type(error).__name__}, see the log of the pod"
+    figures = {"step": step, "loss": loss, "resumed_from_step": resumed_from_step}
+    return ended_with(run_uid, code, text).model_copy(update=figures)
+
+
+def ended_with(run_uid: str, code: int, text: str) -> Result:
+    """The Result of a run that ended with the exit code `code`."""
     return Result.model_validate(
         {
             "run_uid": run_uid,
             "outcome": OUTCOMES.get(code, "Error"),
             "message": text if len(text) <= 1024 else text[:1023] + "…",
-            "step": step,
-            "loss": loss,
-            "resumed_from_step": resumed_from_step,
         }
     )
 
