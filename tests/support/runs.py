@@ -28,6 +28,7 @@ class Pod:
     secret_key: str = SECRET_KEY
     uid: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     run_uid: str = "run-1"
+    grace_seconds: int | None = None
 
     @property
     def run_file(self) -> Path:
@@ -43,7 +44,10 @@ class Pod:
             (secret / "AWS_ACCESS_KEY_ID").write_text(ACCESS_KEY)
             (secret / "AWS_SECRET_ACCESS_KEY").write_text(self.secret_key + "\n")
         identity = RunIdentity(name="my-dog", namespace="team", uid=self.run_uid)
-        self.run_file.write_text(resolve(FineTuneJobSpec.model_validate(self.spec), None, identity).to_json())
+        run = resolve(FineTuneJobSpec.model_validate(self.spec), None, identity)
+        if self.grace_seconds is not None:
+            run = run.model_copy(update={"grace_seconds": self.grace_seconds})
+        self.run_file.write_text(run.to_json())
         return {
             **{k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "FINETUNE_"))},
             "FINETUNE_RUN_SHA256": hashlib.sha256(self.run_file.read_bytes()).hexdigest(),

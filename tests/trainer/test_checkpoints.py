@@ -62,15 +62,19 @@ def remove(store: Store, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "name"),
+    ("store", "damage", "name"),
     [
-        (truncate, "weights.safetensors"),
-        (change, "optimizer.safetensors"),
-        (remove, "state.json"),
-        (remove, "manifest.json"),
-        (truncate, "manifest.json"),
-        (wrong_digest, "manifest.json"),
+        ("file", truncate, "weights.safetensors"),
+        ("file", change, "optimizer.safetensors"),
+        ("file", remove, "state.json"),
+        ("file", remove, "manifest.json"),
+        ("file", truncate, "manifest.json"),
+        ("file", wrong_digest, "manifest.json"),
+        ("s3", truncate, "weights.safetensors"),
+        ("s3", remove, "state.json"),
+        ("s3", wrong_digest, "manifest.json"),
     ],
+    indirect=["store"],
 )
 def test_a_damaged_newest_one_falls_back_to_the_one_before(
     damage: Callable[[Store, str], None], name: str, store: Store, tmp_path: Path

@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from finetune_api import TrainingRun
+from finetune_api import Progress, TrainingRun
+from finetune_api.progress import Stage
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.exports import export_weights
 from finetune_trainer.families import Family
 from finetune_trainer.publish.file_store import FileStore
+from finetune_trainer.telemetry.board import Board
 from finetune_trainer.telemetry.listener import StepReport
 from finetune_trainer.training.loop import TrainOutcome
 from support.training import Memory, make_pictures, make_run, train_once
@@ -97,6 +99,31 @@ def test_another_pod_goes_on_from_the_store(tiny_sd: Path, pictures: Path, tmp_p
     again, finished = train_once(run, tiny_sd, pictures, tmp_path / "b", store=store, attempt="b-b")
     assert finished.resumed_from_step == 5
     assert exported(run, again, finished, tmp_path / "b") == exported(run, family, outcome, tmp_path / "whole")
+
+
+def test_from_its_first_answer_in_training_a_trainer_says_where_it_went_on(
+    tiny_sd: Path, pictures: Path, tmp_path: Path
+) -> None:
+    class Watched(Memory):
+        """Asks for /progress at the very moment the stage is told."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.board = Board("run-1", "pod-1")
+            self.first: list[Progress] = []
+
+        def begins(self, total_steps: int, resumed_from: int | None) -> None:
+            self.board.begins(total_steps, resumed_from)
+
+        def stage(self, name: Stage) -> None:
+            self.board.stage(name)
+            self.first.append(self.board.progress())
+
+    run, whole, resumed = run_for("lora"), Watched(), Watched()
+    train_once(run, tiny_sd, pictures, tmp_path, stops_after(3), listener=whole)
+    train_once(run, tiny_sd, pictures, tmp_path, listener=resumed)
+    answers = [(p.stage, p.step, p.total_steps, p.resumed_from_step) for p in (*whole.first, *resumed.first)]
+    assert answers == [("Training", 0, STEPS, None), ("Training", 3, STEPS, 3)]
 
 
 def test_a_finished_training_is_not_trained_further(tiny_sd: Path, pictures: Path, tmp_path: Path) -> None:

@@ -81,12 +81,21 @@ def test_a_terminated_run_goes_on_in_another_pod_as_if_nothing_had_been(
     stopped = first.ended(process.wait(120), output)
     assert (stopped.code, stopped.result.outcome) == (75, "Interrupted"), stopped.output
     assert 1 <= stopped.result.step < 150
+    assert stopped.result.message == (
+        f"stopped at step {stopped.result.step} of 150; the same run goes on from step {stopped.result.step}"
+    )
     assert "manifest.json" not in objects(s3, uploaded)
 
     resumed = Pod(tmp_path, spec, uid="pod-2").run()
     assert resumed.code == 0, resumed.output
     assert resumed.result.resumed_from_step == stopped.result.step
-    assert not [key for key in objects(s3, uploaded) if key.startswith("checkpoints/")], "cleared away in the end"
+    published = objects(s3, uploaded)
+    assert not [key for key in published if key.startswith("checkpoints/")], "cleared away in the end"
+    first_said, second_said = json.loads(published["manifest.json"])["attempts"]
+    assert (first_said["id"], first_said["exitCode"], first_said["lostSteps"]) == ("pod-1", 75, 0)
+    assert (second_said["id"], second_said["resumedFromStep"]) == ("pod-2", stopped.result.step)
+    assert b"2; 0 steps were done again" in published["attempts/pod-2/report.html"]
+    assert f"attempt 1 (pod-1) ended with 75 at step {stopped.result.step}" in resumed.output
 
     whole_spec = {**spec, "output": {**spec["output"], "uri": f"s3://{uploaded}/whole/"}}
     whole = Pod(tmp_path, whole_spec, uid="pod-3", run_uid="run-2").run()
@@ -145,6 +154,13 @@ def drained(process: subprocess.Popen[str]) -> int:
             "(SignatureDoesNotMatch); correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in it",
         ),
         (
+            {"output": "s3://no-such-bucket/results/"},
+            {},
+            78,
+            "BadConfiguration",
+            "has no bucket no-such-bucket; create the bucket or correct the name",
+        ),
+        (
             {},
             {"FINETUNE_RUN_SHA256": "0" * 64},
             78,
@@ -172,7 +188,9 @@ def test_bad_configuration_ends_before_anything_is_loaded(
     outcome: str,
     message: str,
 ) -> None:
-    ended = Pod(tmp_path, spec_in_s3(s3, uploaded, tiny_sd), uid="pod-1", **pod).run(**changed)
+    spec = spec_in_s3(s3, uploaded, tiny_sd)
+    spec["output"]["uri"] = pod.get("output", spec["output"]["uri"])
+    ended = Pod(tmp_path, spec, uid="pod-1", secret_key=pod.get("secret_key", SECRET_KEY)).run(**changed)
     assert (ended.code, ended.result.outcome) == (code, outcome)
     assert message.format(bucket=uploaded) in ended.result.message
     assert ended.lines[-1]["level"] == "ERROR"
