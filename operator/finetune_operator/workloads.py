@@ -60,7 +60,11 @@ class WorkloadReader:
 
     async def read(self) -> None:
         """Brings the store up to date and wakes the jobs of which something else is said now."""
-        held_back = {child.uid: key for key, child in self._store.children.items() if child.suspended}
+        held_back = {
+            child.uid: key
+            for key, child in self._store.children.items()
+            if child.suspended and child.finished_at is None
+        }
         notes: dict[str, QueueNote] = {}
         if held_back:
             async for page in self._kube.list_pages(WORKLOADS, self._namespace, labels=JOB_UID):

@@ -23,9 +23,9 @@ def announcements(seen: Observed, status: FineTuneJobStatus, actions: Sequence[A
         _created(seen, status, actions),
         *deleted_pods(actions),
         *_attempts(seen, status),
-        _queued(seen, old.get("PodsReady"), new.get("PodsReady"), status),
+        _queued(seen, old.get("PodsReady"), new.get("PodsReady")),
         _blocked(seen, old.get("PodsReady"), new.get("PodsReady")),
-        _suspended(old.get("Suspended"), new.get("Suspended"), status),
+        _suspended(old.get("Suspended"), new.get("Suspended")),
         _ended(new.get("Succeeded"), new.get("Failed"), status),
     ]
     return tuple(announcement for announcement in found if announcement is not None)
@@ -89,11 +89,11 @@ def _attempt_ended(attempt: AttemptStatus) -> Announcement:
     return Announcement("Warning", "AttemptFailed", message, attempt.pod_uid)
 
 
-def _queued(
-    seen: Observed, old: Condition | None, new: Condition | None, status: FineTuneJobStatus
-) -> Announcement | None:
+def _queued(seen: Observed, old: Condition | None, new: Condition | None) -> Announcement | None:
     was, now = old.reason if old else "", new.reason if new else ""
-    mark = f"{seen.own_child.uid if seen.own_child else ''} {status.interruptions} {status.active_seconds}"
+    # of the recorded status, which is the same each time the news is told, until it is recorded
+    recorded = seen.status
+    mark = f"{seen.own_child.uid if seen.own_child else ''} {recorded.active_since} {recorded.active_seconds}"
     if new is not None and now in HELD_BACK and was != now:
         return Announcement("Normal", now, new.message, mark)
     if was in HELD_BACK and now not in HELD_BACK and seen.own_child is not None and not seen.own_child.suspended:
@@ -108,10 +108,10 @@ def _blocked(seen: Observed, old: Condition | None, new: Condition | None) -> An
     return Announcement("Warning", new.reason, new.message, child.uid if child is not None else "no-job")
 
 
-def _suspended(old: Condition | None, new: Condition | None, status: FineTuneJobStatus) -> Announcement | None:
+def _suspended(old: Condition | None, new: Condition | None) -> Announcement | None:
     if new is None or new.reason == "Finished":
         return None
-    mark = f"{new.reason} {status.active_seconds}"
+    mark = f"{new.reason} {old.last_transition_time if old is not None else ''}"
     if new.status == "True" and (old is None or old.status != "True"):
         return Announcement("Normal", "Suspended", "nothing of the job runs; its checkpoint is kept", mark)
     if new.reason == "Resumed" and old is not None and old.status == "True":

@@ -117,7 +117,14 @@ class _Planner:
             return self.recorded_digest is not None and not rests
         if self.child.finished_at is not None and not any(pod.exit_code is not None for pod in seen.child_pods):
             return True
-        return bool(seen.mount_failure) or "Accepted" not in seen.conditions
+        return bool(seen.mount_failure) or "Accepted" not in seen.conditions or self._misses_a_pod()
+
+    def _misses_a_pod(self) -> bool:
+        """The status, which another operator may have written, can be ahead of what is remembered of the pods: one that
+        is not there may be one that was not heard of yet."""
+        known = {pod.uid for pod in self.seen.pods}
+        recorded = self.seen.status.attempts or []
+        return any(attempt.reason is None and attempt.pod_uid not in known for attempt in recorded)
 
     def _attempts(self) -> None:
         seen = self.seen

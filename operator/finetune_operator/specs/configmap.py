@@ -65,9 +65,7 @@ def snapshot_config_map(identity: RunIdentity, snapshot: Snapshot) -> dict[str, 
     }
 
 
-def snapshot_in(config_map: dict[str, Any]) -> Snapshot | None:
-    """Reads back what snapshot_config_map wrote; None when it is something else."""
+def snapshot_in(config_map: dict[str, Any]) -> Snapshot:
+    """Reads back what snapshot_config_map wrote. Something else gives a snapshot that no job was accepted with."""
     data = config_map.get("data") or {}
-    if RUN_KEY not in data or PROFILE_KEY not in data:
-        return None
-    return Snapshot(data[RUN_KEY], data[PROFILE_KEY], data.get(PROFILE_NAME_KEY) or "")
+    return Snapshot(data.get(RUN_KEY) or "", data.get(PROFILE_KEY) or "", data.get(PROFILE_NAME_KEY) or "")
