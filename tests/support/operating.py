@@ -30,7 +30,8 @@ ROOT = Path(__file__).parents[2]
 SYSTEM = "finetune-system"
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 NOWHERE = {"finetune.dev/test": "nowhere"}
-SCOPE = ("FINETUNE_OPERATOR_NAMESPACE", "FINETUNE_OPERATOR_CLASS", "FINETUNE_OPERATOR_LEASE_NAME")
+OF_A_POD = ("FINETUNE_OPERATOR_PORT", "FINETUNE_OPERATOR_LOG_FORMAT", "FINETUNE_OPERATOR_TRAINER_IMAGE")
+"""Settings of the chart that suit a pod and not a process on the tests' machine."""
 PORT = re.compile(r"probes and metrics at port (\d+)")
 
 
@@ -47,7 +48,7 @@ class ChartRights:
         pod = deployment["spec"]["template"]["spec"]
         account = pod["serviceAccountName"]
         said = {entry["name"]: entry.get("value", "") for entry in pod["containers"][0]["env"]}
-        self.environment = {name: said[name] for name in SCOPE}
+        self.environment = {name: value for name, value in said.items() if value and name not in OF_A_POD}
         self.rules = granted(rbac)
         namespace = yaml.safe_dump({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM}})
         for documents in (namespace, rbac):
