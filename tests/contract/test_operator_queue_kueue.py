@@ -71,8 +71,10 @@ def template(place: Place) -> Any:
     return child(place)["spec"]["template"]  # type: ignore[index] # JSON
 
 
-def active_pods(place: Place) -> list[client.V1Pod]:
-    return [pod for pod in place.pods("dog") if not pod.metadata.deletion_timestamp]
+def active_pods(place: Place) -> list[str]:
+    """Names of the pods that have neither ended nor been told to."""
+    live = [pod for pod in place.pods("dog") if pod.status.phase in ("Pending", "Running")]
+    return [pod.metadata.name for pod in live if not pod.metadata.deletion_timestamp]
 
 
 def test_a_queued_job_is_made_suspended_and_says_why_it_waits(place: Place, kueue: Kueue) -> None:
