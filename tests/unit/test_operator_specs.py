@@ -13,6 +13,8 @@ from finetune_operator.specs.configmap import Snapshot, snapshot_config_map, sna
 from finetune_operator.specs.job import training_job
 from finetune_operator.specs.service import headless_service
 from finetune_operator.specs.volumes import claim_of
+from finetune_trainer.group.place import place_of
+from finetune_trainer.settings import Settings
 from support.observations import IDENTITY, UID, profile, snapshot, spec
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -42,6 +44,7 @@ FULL = snapshot(
         ),
     ),
 )
+GROUP = snapshot(spec(engine={"nodes": 3, "processesPerNode": 2}))
 
 
 @pytest.mark.parametrize(
@@ -49,12 +52,14 @@ FULL = snapshot(
     [
         ("operator_job_plain.yaml", training_job(PLAIN, None, backoff_limit=3, retries_before=0)),
         ("operator_job_full.yaml", training_job(FULL, "identity", backoff_limit=1, retries_before=2)),
-        ("operator_service.yaml", headless_service(IDENTITY)),
+        ("operator_service.yaml", headless_service(PLAIN.run)),
+        ("operator_job_group.yaml", training_job(GROUP, None, backoff_limit=3, retries_before=0)),
+        ("operator_service_group.yaml", headless_service(GROUP.run)),
     ],
 )
 def test_children_are_as_they_were(name: str, built: dict[str, object]) -> None:
     text = yaml.safe_dump(built, sort_keys=False, width=110)
-    for made in (PLAIN, FULL):  # the run itself is the API's, and tested there
+    for made in (PLAIN, FULL, GROUP):  # the run itself is the API's, and tested there
         text = text.replace(made.digest, "DIGEST")
     if os.environ.get("UPDATE_GOLDEN"):
         (GOLDEN / name).write_text(text)
@@ -62,7 +67,7 @@ def test_children_are_as_they_were(name: str, built: dict[str, object]) -> None:
 
 
 def test_nothing_in_the_golden_pods_leads_out_of_the_sandbox() -> None:
-    for made in (PLAIN, FULL):
+    for made in (PLAIN, FULL, GROUP):
         pod = training_job(made, None, 3, 0)["spec"]["template"]["spec"]
         assert not [volume for volume in pod["volumes"] if "hostPath" in volume]
         assert not {"hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"} & pod.keys()
@@ -104,6 +109,32 @@ def test_what_a_job_is_told_is_read_back_from_it() -> None:
     assert (state.backoff_limit, state.retries_before, state.longest_deadline) == (1, 2, 7200)
     assert state.run_digest == FULL.digest
     assert (state.complete, state.failure) == (False, None)
+
+
+def test_several_processes_in_one_pod_are_no_group_of_pods() -> None:
+    """They find each other without a name, and a Job of one pod stays as it was."""
+    one = snapshot(spec(engine={"processesPerNode": 4}))
+    made = training_job(one, None, 3, 0)
+    assert one.run.engine.processes_per_node == 4
+    assert yaml.safe_dump(made).replace(one.digest, PLAIN.digest) == yaml.safe_dump(training_job(PLAIN, None, 3, 0))
+
+
+def test_the_trainer_understands_what_a_pod_of_a_group_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 is where the Job's own host names say, and the port is the one that the pod opens."""
+    body = training_job(GROUP, None, 3, 0)
+    pod = body["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    for entry in container["env"]:
+        monkeypatch.setenv(entry["name"], entry.get("value", "2"))
+    place = place_of(GROUP.run, GROUP.digest, Settings())
+    assert place is not None
+    name, _, domain = place.host.partition(".")
+    assert name == f"{body['metadata']['name']}-0"
+    assert domain == f"{pod['subdomain']}.{body['metadata']['namespace']}.svc"
+    assert pod["subdomain"] == headless_service(GROUP.run)["metadata"]["name"]
+    assert place.port in [port["containerPort"] for port in container["ports"]]
+    assert (place.nodes, place.per_node, place.node) == (3, 2, 2)
+    assert [seat.rank for seat in place.seats("g", 1)] == [4, 5]
 
 
 def test_claims() -> None:

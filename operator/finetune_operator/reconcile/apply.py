@@ -124,7 +124,7 @@ class Applier:
         self._store.replace_job(state)
         if state.uid != identity.uid or state.version != version:
             raise LookAgainError
-        await self._ensure(SERVICES, identity, headless_service(identity))
+        await self._ensure(SERVICES, identity, headless_service(action.snapshot.run))
         body = training_job(
             action.snapshot, action.service_account, action.backoff_limit, action.retries_before, action.queue
         )

@@ -18,6 +18,8 @@ from finetune_operator.specs.naming import (
 )
 from finetune_operator.specs.pod import CONTAINER, pod_template
 
+NO_LIMIT = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class Queue:
@@ -47,20 +49,33 @@ def training_job(
     }
     if limits is not None and limits.max_active_deadline_seconds is not None:
         annotations[LONGEST_DEADLINE_ANNOTATION] = str(limits.max_active_deadline_seconds)
-    whole = metadata(identity, identity.name)
+    whole, nodes = metadata(identity, identity.name), snapshot.run.engine.nodes
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {**whole, "labels": whole["labels"] | _queue_labels(queue), "annotations": annotations},
         "spec": {
             **({"suspend": True} if queue is not None else {}),
-            "completions": 1,
-            "parallelism": 1,
+            "completions": nodes,
+            "parallelism": nodes,
+            **(_group_policy() if nodes > 1 else {}),
             "backoffLimit": backoff_limit,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": pod_failure_policy(CONTAINER),
             "template": pod_template(snapshot, service_account),
         },
+    }
+
+
+def _group_policy() -> dict[str, Any]:
+    """What a Job of several pods has beside: docs/decisions/0006."""
+    return {
+        "completionMode": "Indexed",
+        # Not a limit, which backoffLimit is for the whole group. But with it each pod's pauses grow by its own ends:
+        # otherwise a group of n that breaks once pauses as if a single pod had ended n times.
+        "backoffLimitPerIndex": NO_LIMIT,
+        # Rank 0 has published. Whoever is started anew just then would wait for a group that never comes.
+        "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
     }
 
 

@@ -67,3 +67,13 @@ def metadata(identity: RunIdentity, name: str) -> dict[str, Any]:
 def snapshot_name(identity: RunIdentity) -> str:
     """The ConfigMap carries the UID, so that a job of the same name made later never meets it."""
     return f"{identity.name}-{identity.uid[:8]}"
+
+
+def service_name(identity: RunIdentity) -> str:
+    """The headless Service, and with it the domain of the pods' names."""
+    return identity.name
+
+
+def first_host(identity: RunIdentity) -> str:
+    """DNS name of the pod of rank 0, whichever pod that is at the time."""
+    return f"{identity.name}-0.{service_name(identity)}.{identity.namespace}.svc"

@@ -8,11 +8,13 @@ from finetune_api.profile import FineTuneProfileSpec
 from finetune_api.training_run import TrainingRun
 
 from finetune_operator.specs.configmap import RUN_KEY, Snapshot
-from finetune_operator.specs.naming import RUN_DIGEST_ANNOTATION, labels
+from finetune_operator.specs.naming import INDEX_LABEL, RUN_DIGEST_ANNOTATION, first_host, labels, service_name
 from finetune_operator.specs.volumes import CACHE_DIR, CREDENTIALS_DIR, RUN_DIR, WORK_DIR, Volumes, volumes_of
 
 CONTAINER = "trainer"
 METRICS_PORT = 8000
+GROUP_PORT = 29500
+"""torch's usual port for a rendezvous."""
 TEMPORARY_DIR = f"{WORK_DIR}/tmp"  # noqa: S108 - on the pod's own scratch volume
 USER = 65532
 NODE_LOST_SECONDS = 60
@@ -48,6 +50,9 @@ def pod_template(snapshot: Snapshot, service_account: str | None) -> dict[str, A
         "imagePullSecrets": [{"name": name} for name in profile.image_pull_secrets or ()],
     }
     spec |= {key: value for key, value in optional.items() if value}
+    if run.engine.nodes > 1:
+        # with the Job's hostnames it gives each pod its name in DNS
+        spec["subdomain"] = service_name(run.identity)
     return {
         "metadata": {
             "labels": labels(run.identity),
@@ -74,8 +79,8 @@ def _container(snapshot: Snapshot, run: TrainingRun, profile: FineTuneProfileSpe
         "image": profile.image,
         "imagePullPolicy": profile.image_pull_policy,
         "args": ["run", f"{RUN_DIR}/{RUN_KEY}"],
-        "env": _environment(snapshot.digest, profile),
-        "ports": [{"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"}],
+        "env": _environment(snapshot.digest, run, profile),
+        "ports": [{"name": name, "containerPort": number, "protocol": "TCP"} for name, number in ports_of(run).items()],
         "resources": profile.resources.wire() if profile.resources else {},
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -88,7 +93,12 @@ def _container(snapshot: Snapshot, run: TrainingRun, profile: FineTuneProfileSpe
     }
 
 
-def _environment(digest: str, profile: FineTuneProfileSpec) -> list[dict[str, Any]]:
+def ports_of(run: TrainingRun) -> dict[str, int]:
+    """What the pods of a run listen on, by name."""
+    return {"metrics": METRICS_PORT} | ({"group": GROUP_PORT} if run.engine.nodes > 1 else {})
+
+
+def _environment(digest: str, run: TrainingRun, profile: FineTuneProfileSpec) -> list[dict[str, Any]]:
     values = {
         "FINETUNE_RUN_SHA256": digest,
         "FINETUNE_WORK_DIR": WORK_DIR,
@@ -100,6 +110,10 @@ def _environment(digest: str, profile: FineTuneProfileSpec) -> list[dict[str, An
     if profile.cache is not None:
         values["FINETUNE_CACHE_DIR"] = CACHE_DIR
     fields = {"FINETUNE_POD_UID": "metadata.uid", "FINETUNE_POD_NAME": "metadata.name"}
+    if run.engine.nodes > 1:
+        values["FINETUNE_GROUP_HOST"] = first_host(run.identity)
+        values["FINETUNE_GROUP_PORT"] = str(GROUP_PORT)
+        fields["FINETUNE_NODE"] = f"metadata.labels['{INDEX_LABEL}']"
     return [{"name": name, "value": value} for name, value in values.items()] + [
         {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
         for name, path in fields.items()
