@@ -240,4 +240,5 @@ def test_a_last_word_is_the_last(tmp_path: Path) -> None:
     with Journal(store, RUN, "pod-1", None, lambda text: None) as journal:
         journal.close(ExitCode.INTERRUPTED)
         journal.stage("Done")
+    assert journal.attempts()[-1].exit_code == 75
     assert json.loads(store.get_bytes("attempts/pod-1.json") or b"")["exitCode"] == 75

@@ -18,7 +18,7 @@ from support.s3_server import S3Server
 from support.wire import Wire, wire_to
 from transformers import CLIPTextConfig, CLIPTextModel
 
-SECONDS = 120
+SECONDS = 300
 """Deadline of what takes seconds on an idle machine."""
 
 

@@ -163,7 +163,7 @@ def _last_call(run: TrainingRun, board: Board, stop: Stop, settings: Settings) -
     for thread in words:
         thread.start()
     for thread in words:
-        thread.join(RESERVE_SECONDS / 5)
+        thread.join(RESERVE_SECONDS / 2)
     logging.shutdown()
     # not sys.exit: this is not the main thread, and threads that wait for a store would keep the process alive
     os._exit(error.exit_code)
