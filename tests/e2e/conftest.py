@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from jobs import Weights, attempts, brief, download, ended, has
 from support import kind
 from support.cluster import PROMETHEUS, Cluster, Namespace, fresh_namespace
 from support.prometheus import Prometheus
@@ -39,6 +41,17 @@ def prometheus(cluster: Cluster) -> Prometheus:
     found = Prometheus(PROMETHEUS)
     eventually(lambda: found.query("vector(1)"), seconds=60, on=OSError)
     return found
+
+
+@pytest.fixture(scope="session")
+def undisturbed(cluster: Cluster, s3: Any, tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    """The weights of `brief` when nothing disturbs it."""
+    with fresh_namespace(cluster, "undisturbed") as place:
+        place.apply(brief(place))
+        done = place.job("brief").until(ended, seconds=600, what="the end")
+        assert has("Succeeded")(done), done["status"]
+        assert len(attempts(done)) == 1, "something disturbed it"
+        return download(s3, done, tmp_path_factory.mktemp("undisturbed")).digests_of_weights()
 
 
 @pytest.fixture

@@ -5,16 +5,20 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from support.cluster import Namespace
+from support.cluster import Cluster, Namespace
 
 ROOT = Path(__file__).parents[2]
+BRIEF_STEPS = 500
 Job = dict[str, Any]
+Weights = dict[str, str]
+"""Path → SHA-256 of each published weight file."""
 
 
 def example(name: str, namespace: Namespace, **spec: Any) -> Job:
@@ -31,6 +35,44 @@ def named(job: Job, name: str) -> Job:
     other["metadata"]["name"] = name
     other["spec"]["output"]["uri"] = other["spec"]["output"]["uri"].replace(job["metadata"]["name"], name)
     return other
+
+
+def brief(namespace: Namespace, name: str = "brief", *, steps: int = BRIEF_STEPS, **spec: Any) -> Job:
+    """A LoRA of a minute with a checkpoint every 5 s. With the same `steps` it has the same weights, always."""
+    secret = {"name": "s3-credentials"}
+    return {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": name},
+        "spec": {
+            "profileName": "cpu-tiny",
+            "baseModel": {"uri": "builtin://tiny-shapes"},
+            "method": {"lora": {"prompt": "a photo of a sks circle"}},
+            "dataset": {"uri": "s3://pictures/figure/", "secretRef": secret},
+            "training": {"steps": steps, "batchSize": 4, "learningRate": 0.001},
+            "checkpoints": {"everySeconds": 5},
+            "validation": {"imagesPerPrompt": 1, "inferenceSteps": 1},
+            "output": {"uri": f"s3://models/{namespace.name}/{name}/", "secretRef": secret},
+        }
+        | copy.deepcopy(spec),
+    }
+
+
+@contextmanager
+def profile(cluster: Cluster, name: str, **spec: Any) -> Iterator[str]:
+    """A FineTuneProfile like the demo's cpu-tiny, with `spec` in place of parts of it."""
+    found = json.loads(cluster.kubectl("get", "finetuneprofile", "cpu-tiny", "--output", "json"))
+    body = {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneProfile",
+        "metadata": {"name": name},
+        "spec": found["spec"] | {"isDefault": False} | copy.deepcopy(spec),
+    }
+    cluster.kubectl("apply", "--filename", "-", stdin=yaml.safe_dump(body))
+    try:
+        yield name
+    finally:
+        cluster.kubectl("delete", "finetuneprofile", name)
 
 
 def condition(job: Job, kind: str) -> dict[str, str]:
@@ -56,6 +98,26 @@ def step(job: Job) -> int:
     return job.get("status", {}).get("progress", {}).get("step", 0)
 
 
+def attempts(job: Job) -> list[dict[str, Any]]:
+    """What status tells of each pod that worked on the job, oldest first."""
+    return job.get("status", {}).get("attempts", [])
+
+
+def trains(attempt: int, beyond: int = 0) -> Callable[[Job], bool]:
+    """Whether the attempt of that number (from 1) has done `beyond` steps more than it found."""
+
+    def holds(job: Job) -> bool:
+        if ended(job):
+            raise AssertionError(f"the job has ended before attempt {attempt} did {beyond} steps: {job['status']}")
+        made = attempts(job)
+        if len(made) < attempt or made[attempt - 1].get("step") is None:
+            return False
+        latest = made[attempt - 1]
+        return latest["step"] > latest.get("resumedFromStep", 0) + beyond
+
+    return holds
+
+
 @dataclass(frozen=True)
 class Results:
     """What a job published, downloaded and checked against its manifest."""
@@ -67,7 +129,7 @@ class Results:
     def weights(self) -> Path:
         return self.folder / self.manifest["weights"][0]
 
-    def digests_of_weights(self) -> dict[str, str]:
+    def digests_of_weights(self) -> Weights:
         """Below the attempt's folder, which every pod has for itself: path → SHA-256 of each weight file."""
         prefix = self.manifest["weights"][0].rsplit("/", 1)[0]
         return {

@@ -14,6 +14,32 @@ from support.need import missing, why_no_kind
 
 ROOT = Path(__file__).parents[2]
 NAME = os.environ.get("KIND_CLUSTER", "finetune")
+FIRST = f"{NAME}-control-plane"
+"""The node that stays: control plane, S3 server, Prometheus, operator. It runs pods too."""
+SECOND = f"{NAME}-worker"
+"""The node that a test may drain or take away."""
+
+
+def in_node(node: str, *command: str) -> str:
+    """Runs a program in a node, as root. Returns its output; raises AssertionError with what it said."""
+    return _docker("exec", node, *command)
+
+
+def freeze(node: str) -> None:
+    """The node stops at once, without a word to anybody, as a machine that has lost its power or its network."""
+    _docker("pause", node)
+
+
+def thaw(node: str) -> None:
+    """The node goes on where it stopped; nothing happens if it runs."""
+    if _docker("inspect", "--format", "{{.State.Paused}}", node).strip() == "true":
+        _docker("unpause", node)
+
+
+def _docker(*command: str) -> str:
+    done = subprocess.run(["docker", *command], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, f"docker {' '.join(command)}: {done.stderr.strip()}"
+    return done.stdout
 
 
 def _exists() -> bool:
