@@ -42,6 +42,8 @@ class FineTuneJobSpec(Model):
                 "image",
                 "serviceAccountName",
                 "operatorClass",
+                "runPolicy.queueName",
+                "runPolicy.priorityClass",
             )
         ),
     )

@@ -36,10 +36,10 @@ def value_of(model: BaseModel, field: str) -> object:
     return found
 
 
-def present(field: str) -> str:
+def present(field: str, root: str = "self") -> str:
     """CEL: whether a field is set, and every object on the way to it."""
     names = field.split(".")
-    return " && ".join(f"has(self.{'.'.join(names[: i + 1])})" for i in range(len(names)))
+    return " && ".join(f"has({root}.{'.'.join(names[: i + 1])})" for i in range(len(names)))
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,10 @@ class NotYet:
 
 @dataclass(frozen=True)
 class Immutable:
-    """`field` cannot be set, changed or removed after creation. Only the API server can decide it."""
+    """`field` cannot be set, changed or removed after creation. Only the API server can decide it.
+
+    It must be a rule of an object that is always there: a rule of one that comes or goes is not asked then.
+    """
 
     field: str
 
@@ -283,7 +286,8 @@ class Immutable:
     @property
     def cel(self) -> str:
         f = self.field
-        return f"has(self.{f}) == has(oldSelf.{f}) && (!has(self.{f}) || self.{f} == oldSelf.{f})"
+        now, then = present(f), present(f, "oldSelf")
+        return f"({now}) == ({then}) && (!({now}) || self.{f} == oldSelf.{f})"
 
     def holds(self, model: BaseModel) -> bool:
         return True

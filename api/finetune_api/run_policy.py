@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, StringConstraints
 
 from finetune_api.base import Model, Seconds
-from finetune_api.rules import Immutable, Requires, Rule
+from finetune_api.rules import Requires, Rule
 
 LabelValue = Annotated[
     str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
@@ -20,8 +20,6 @@ class RunPolicySpec(Model):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Requires("priorityClass", "queueName", "the priority is that of the Workload which Kueue makes"),
-        Immutable("queueName"),
-        Immutable("priorityClass"),
     )
 
     retries: Annotated[int, Field(ge=0, le=100)] = 3

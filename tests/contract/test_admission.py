@@ -109,6 +109,7 @@ CHANGES = [
     ("suspend", True, None),
     ("runPolicy", {"retries": 9, "ttlSecondsAfterFinished": 1, "activeDeadlineSeconds": 9}, None),
     ("runPolicy", {"startDeadlineSeconds": 60}, None),
+    ("runPolicy", {"queueName": "gpus"}, "runPolicy.queueName cannot be changed after creation"),
 ]
 
 
