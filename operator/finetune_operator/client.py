@@ -1,8 +1,7 @@
-"""The API server, over the official asyncio client: plain dicts in and out, bounded retries, counted requests."""
+"""The API server: plain dicts in and out, bounded retries, counted requests."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -10,20 +9,20 @@ from typing import Any, Self, cast
 
 import aiohttp
 import stamina
-from kubernetes.aio import client as aio_client
-from kubernetes.aio import config as aio_config
-from kubernetes.aio.config.config_exception import ConfigException
 
+from finetune_operator.connection import Connection
 from finetune_operator.metrics import Metrics
-from finetune_operator.resources import Resource
+from finetune_operator.resources import CONFIGMAPS, EVENTS, SERVICES, Resource
 
 Object = dict[str, Any]
 
 FIELD_MANAGER = "finetune-operator"
-TIMEOUT_SECONDS = 15.0
 PAGE = 500
 TRANSIENT = (429, 500, 502, 503, 504)
+METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
 METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
+BRIEF = (CONFIGMAPS, SERVICES, EVENTS)
+"""When one of these was created, only its metadata comes back: nobody reads more of it."""
 
 
 @dataclass
@@ -73,22 +72,13 @@ def _transient(error: Exception) -> bool:
     return isinstance(error, aiohttp.ClientError | TimeoutError | OSError)
 
 
-async def configuration() -> aio_client.Configuration:
-    """In the cluster the pod's service account, elsewhere KUBECONFIG or ~/.kube/config."""
-    settings = aio_client.Configuration()
-    try:
-        aio_config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]  # untyped there
-    except ConfigException:
-        await aio_config.load_kube_config(client_configuration=settings)  # type: ignore[no-untyped-call]  # untyped there
-    return settings
-
-
 class Kube:
     """Requests to the API server. Every method raises ApiError, or what aiohttp raises when nothing answers; those
     that write raise NotLeadingError too."""
 
-    def __init__(self, api: aio_client.ApiClient, metrics: Metrics) -> None:
-        self._api = api
+    def __init__(self, connection: Connection, metrics: Metrics) -> None:
+        self.connection = connection
+        """For what is no request about an object."""
         self._metrics = metrics
         self.may_write: Callable[[], bool] = lambda: True
         """Asked before each write is sent, repetitions included. It is the last guard against two operators that
@@ -97,17 +87,10 @@ class Kube:
     @classmethod
     async def connect(cls, metrics: Metrics) -> Self:
         """A client for wherever the operator runs."""
-        settings = await configuration()
-        settings.connection_pool_maxsize = 100
-        return cls(aio_client.ApiClient(settings), metrics)
-
-    @property
-    def api(self) -> aio_client.ApiClient:
-        """The connection, for what is no request about an object."""
-        return self._api
+        return cls(await Connection.open(), metrics)
 
     async def close(self) -> None:
-        await self._api.close()  # type: ignore[no-untyped-call]  # untyped there
+        await self.connection.close()
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Object | None:
         """The object, or None where there is none."""
@@ -139,10 +122,11 @@ class Kube:
                 return
 
     async def create(self, resource: Resource, namespace: str | None, body: Object) -> Object:
-        """Creates the object. A repetition after a lost answer ends in ConflictError, as for any that exists."""
-        return await self._patiently(
-            "create", resource, "POST", resource.path(namespace), [("fieldManager", FIELD_MANAGER)], body
-        )
+        """Creates the object. A repetition after a lost answer ends in ConflictError, as for any that exists. Of a
+        ConfigMap, a Service or an Event the answer is nothing but the metadata."""
+        query = [("fieldManager", FIELD_MANAGER)]
+        accept = METADATA if resource in BRIEF else "application/json"
+        return await self._patiently("create", resource, "POST", resource.path(namespace), query, body, accept=accept)
 
     async def apply_status(self, resource: Resource, namespace: str, name: str, body: Object) -> Object:
         """Server-side apply of the status; ConflictError when metadata.resourceVersion is not the newest."""
@@ -210,27 +194,20 @@ class Kube:
         if method != "GET" and not self.may_write():
             raise NotLeadingError(f"no {verb} of {resource.plural}: the Lease is lost")
         try:
-            async with asyncio.timeout(TIMEOUT_SECONDS):
-                serialized = await self._api.param_serialize(
-                    method,
-                    path,
-                    query_params=list(query),
-                    header_params={"Accept": accept, "Content-Type": content},
-                    body=body,
-                    auth_settings=["BearerToken"],
-                )
-                response = await self._api.call_api(*serialized, _request_timeout=TIMEOUT_SECONDS)
-                text = await response.read()  # type: ignore[no-untyped-call]  # untyped there
+            data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+            response = await self.connection.send(
+                method, path, query, {"Accept": accept, "Content-Type": content}, data
+            )
             code = str(response.status)
         finally:
             self._metrics.api_requests.labels(verb, resource.plural, code).inc()
-        answer = _parsed(text)
-        if response.status >= 400:
+        answer = _parsed(response.body)
+        if response.status >= 300:
             error = ERRORS.get(response.status, ApiError)
             raise error(
                 response.status,
-                str(answer.get("reason") or response.reason or ""),
-                str(answer.get("message") or text[:500].decode(errors="replace")),
+                str(answer.get("reason") or response.reason),
+                str(answer.get("message") or response.body[:500].decode(errors="replace")),
                 answer.get("details") or {},
             )
         return answer

@@ -13,11 +13,13 @@ import pytest
 import stamina
 from aiohttp import web
 from finetune_operator.client import ApiError, ConflictError, ForbiddenError, Kube, NotFoundError
+from finetune_operator.connection import Connection
 from finetune_operator.events import EventWriter, event_of
 from finetune_operator.metrics import Metrics
 from finetune_operator.projections import Key, job_state
 from finetune_operator.reconcile.actions import Announcement
 from finetune_operator.resources import EVENTS, FINETUNEJOBS, FINETUNEPROFILES, JOBS, PODS
+from finetune_operator.scope import Scope
 from finetune_operator.server import ProbeServer
 from finetune_operator.settings import Settings
 from finetune_operator.watching import LONGEST_DELAY, EndlessBackoff, NoDiffBase, NoProgress, registry, settings
@@ -49,7 +51,7 @@ async def server() -> AsyncIterator[tuple[Answers, Kube, Metrics]]:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     configuration = aio_client.Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")
-    kube = Kube(aio_client.ApiClient(configuration), metrics)
+    kube = Kube(Connection(configuration), metrics)
     with stamina.set_testing(True, attempts=4):
         yield answers, kube, metrics
     await kube.close()
@@ -161,7 +163,7 @@ async def test_probes_and_metrics() -> None:
 
 
 def test_kopf_watches_and_does_nothing_else() -> None:
-    chosen = settings()
+    chosen = settings([JOBS, PODS], Scope())
     assert isinstance(chosen.persistence.progress_storage, NoProgress)
     assert isinstance(chosen.persistence.diffbase_storage, NoDiffBase)
     assert not chosen.posting.enabled

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from finetune_api.progress import Progress
+from finetune_operator.connection import Connection
 from finetune_operator.metrics import Metrics
 from finetune_operator.progress import client as clients
 from finetune_operator.progress.board import STALE_SECONDS, ProgressBoard
@@ -20,7 +21,7 @@ from finetune_operator.progress.poller import WRITES_PER_SECOND, ProgressPoller
 from finetune_operator.progress.reading import percent
 from finetune_operator.projections import Key, job_state
 from finetune_operator.store import Store
-from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.client import Configuration
 from support.observations import KEY, NOW, UID, at, running
 from test_operator_store import job_body
 
@@ -88,15 +89,15 @@ async def test_through_the_api_server() -> None:
     settings = Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")
     settings.api_key = {"BearerToken": "secret"}
     settings.api_key_prefix = {"BearerToken": "Bearer"}
-    api = ApiClient(settings)
-    client = ProgressClient(8000, api)
+    connection = Connection(settings)
+    client = ProgressClient(8000, connection)
     try:
         assert (await client.ask(POD)).step == 3
         with pytest.raises(NoProgressError, match="refused"):
             await client.ask(POD)
     finally:
         await client.close()
-        await api.close()
+        await connection.close()
         await runner.cleanup()
     assert asked[0] == ("/api/v1/namespaces/art/pods/dog-abcde:8000/proxy/progress", "Bearer secret")
 

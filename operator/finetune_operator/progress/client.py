@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import aiohttp
 from finetune_api.progress import Progress
-from kubernetes.aio.client import ApiClient
 from pydantic import ValidationError
 
+from finetune_operator.connection import Connection
 from finetune_operator.projections import PodState
 from finetune_operator.resources import PODS
 
@@ -21,11 +21,11 @@ class NoProgressError(Exception):
 class ProgressClient:
     """Asks trainers, without following redirects, proxies or cookies."""
 
-    def __init__(self, port: int, api: ApiClient | None = None) -> None:
-        """With `api` by way of the API server's proxy, for an operator that cannot reach pods itself; that needs the
+    def __init__(self, port: int, proxy: Connection | None = None) -> None:
+        """With `proxy` by way of the API server's proxy, for an operator that cannot reach pods itself; that needs the
         right to `get` pods/proxy."""
         self._port = port
-        self._api = api
+        self._proxy = proxy
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -54,16 +54,15 @@ class ProgressClient:
 
     async def _target(self, pod: PodState) -> tuple[str, dict[str, str]]:
         """URL and headers."""
-        if self._api is None:
+        if self._proxy is None:
             host = f"[{pod.ip}]" if ":" in pod.ip else pod.ip
             return f"http://{host}:{self._port}/progress", {}
         path = f"{PODS.path(pod.key.namespace, f'{pod.key.name}:{self._port}', 'proxy')}/progress"
-        _, url, headers, *_ = await self._api.param_serialize("GET", path, auth_settings=["BearerToken"])
-        return str(url), dict(headers)
+        return self._proxy.url(path), await self._proxy.credentials()
 
     async def _get(self, url: str, headers: dict[str, str]) -> tuple[int, bytes]:
         if self._session is None:
-            ssl = True if self._api is None else self._api.rest_client.ssl_context
+            ssl = True if self._proxy is None else self._proxy.ssl
             self._session = aiohttp.ClientSession(
                 timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
                 cookie_jar=aiohttp.DummyCookieJar(),
