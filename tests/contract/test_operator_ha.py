@@ -135,3 +135,31 @@ def test_a_leader_writes_nothing_more_once_the_other_has_begun(how: str, own_pla
     assert leader.operator.health() == (200, "ok"), "it stands by"
     assert not leader.operator.leads()
     expect_single(own_place, "a", "b")
+
+
+@pytest.mark.parametrize("pause", ["short", "long"])
+def test_sigterm_in_the_middle_of_a_pass_loses_nothing(
+    pause: str, own_place: Place, own_rights: ChartRights, api_server: Path
+) -> None:
+    """A write that is slow is waited for; one that is slower than the patience is left behind, and lands later still,
+    when the next operator has done the same."""
+    with replica(own_rights, api_server, "leaving") as one:
+        leader_of([one])
+        gate = one.proxy.hold(lambda request: request.writes and request.right.resource == "jobs")
+        watched = submit(own_place, "dog")
+        eventually(lambda: expect_waiting(gate.waiting, 1), seconds=20)
+        one.operator.send(signal.SIGTERM)
+        if pause == "short":
+            one.proxy.open(gate)
+        assert one.operator.process is not None
+        assert one.operator.process.wait(timeout=EXIT_SECONDS) == 0
+        if pause == "short":
+            status: Any = watched[0].now()["status"]
+            assert status["phase"], "the pass came to its end"
+            own_place.job("dog")
+        with replica(own_rights, api_server, "next"):
+            own_place.job("dog")
+            if pause == "long":
+                one.proxy.open(gate)
+            finish(own_place, watched, ("dog",))
+            expect_single(own_place, "dog")
