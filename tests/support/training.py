@@ -13,6 +13,7 @@ from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.data.class_images import ensure_class_images
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.families import Family, load_family
+from finetune_trainer.group.team import ALONE, Team
 from finetune_trainer.publish.store import Store
 from finetune_trainer.telemetry.listener import StepReport
 from finetune_trainer.training.loop import TrainOutcome, train
@@ -92,6 +93,7 @@ def train_once(
     listener: Memory | None = None,
     store: Store | None = None,
     attempt: str = "first",
+    team: Team = ALONE,
 ) -> tuple[Family, TrainOutcome]:
     """Everything that a pod does between fetching and exporting; `folder` plays its disk."""
     listener = listener or Memory()
@@ -102,7 +104,8 @@ def train_once(
     if prior is not None:
         classes = ensure_class_images(family, prior, 0, resolution, folder / "cache", listener, lambda: False)
     checkpoints = Checkpoints(folder / "checkpoints", store, "checkpoints/", "run", attempt, run.checkpoints.keep)
+    kept = checkpoints if team.leads else None
     outcome = train(
-        run, family, PictureSet.open(pictures), classes, folder / "cache", checkpoints, listener, should_stop
+        run, family, PictureSet.open(pictures), classes, folder / "cache", kept, listener, should_stop, team
     )
     return family, outcome

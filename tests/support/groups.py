@@ -1,0 +1,134 @@
+"""Groups on this machine: processes that train together, and pods that are `finetune run` with a place in a group."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from finetune_api import TrainingRun
+from finetune_trainer.exports import export_weights
+from finetune_trainer.group.seat import Seat
+from finetune_trainer.group.team import join
+
+from support.runs import Ended, Pod
+from support.training import Memory, train_once
+
+PEER_SECONDS = 4.0
+"""FINETUNE_PEER_SECONDS of these pods: the bound is a setting, and its default of 30 s would be most of a test."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one process of a group has to tell."""
+
+    losses: tuple[float, ...]
+    interrupted: bool
+    resumed_from: int | None
+    saved: tuple[int, ...]
+    weights: dict[str, bytes]
+    """The exported files."""
+
+
+def train_in_group(
+    run: TrainingRun, seat: Seat | None, model: Path, pictures: Path, folder: Path, stops_after: int | None = None
+) -> Trained:
+    """Trains as the process of `seat`. `stops_after`: this process alone is asked to stop after so many looks."""
+    torch.set_num_threads(1)
+    team = join(seat, torch.device("cpu"))
+    team.meet(lambda: False)
+    looks = iter(range(10**9 if stops_after is None else stops_after))
+    listener = Memory()
+    family, outcome = train_once(run, model, pictures, folder, lambda: next(looks, None) is None, listener, team=team)
+    team.close()
+    export = folder / "export" / str(team.rank)
+    files = export_weights(run, family, outcome.method, export)
+    return Trained(
+        outcome.losses,
+        outcome.interrupted,
+        outcome.resumed_from_step,
+        tuple(listener.checkpoints),
+        {path.relative_to(export).as_posix(): path.read_bytes() for path in files},
+    )
+
+
+def train_as_group(
+    pool: Executor,
+    run: TrainingRun,
+    size: int,
+    model: Path,
+    pictures: Path,
+    folder: Path,
+    stops_after: dict[int, int] | None = None,
+) -> list[Trained]:
+    """`size` processes of `pool` train together; `stops_after` by rank."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    generation = uuid.uuid4().hex
+    futures = []
+    for rank in range(size):
+        seat = Seat(
+            rank=rank, size=size, local_rank=rank, generation=generation, store_host="127.0.0.1", store_port=port
+        )
+        own = folder if rank == 0 else folder / str(rank)
+        futures.append(pool.submit(train_in_group, run, seat, model, pictures, own, (stops_after or {}).get(rank)))
+    return [future.result(timeout=300) for future in futures]
+
+
+@dataclass
+class GroupPod:
+    """A pod of a group while it runs."""
+
+    pod: Pod
+    process: subprocess.Popen[str]
+    output: str = ""
+
+    def read_until(self, enough: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+        """The first line of the log that is `enough`."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.output += line
+            said: dict[str, Any] = json.loads(line)
+            if enough(said):
+                return said
+        raise AssertionError(f"it ended first: {self.output}")
+
+    def ended(self, timeout: float = 120) -> Ended:
+        rest, _ = self.process.communicate(timeout=timeout)
+        return self.pod.ended(self.process.returncode, self.output + rest)
+
+    def code(self, timeout: float = 120) -> int:
+        rest, _ = self.process.communicate(timeout=timeout)
+        self.output += rest
+        return self.process.returncode
+
+    @property
+    def ranks(self) -> list[psutil.Process]:
+        """Its training processes, by rank."""
+        return psutil.Process(self.process.pid).children()
+
+    def signal_all(self, number: signal.Signals) -> None:
+        """As if the machine did it: the supervisor first, or it would notice."""
+        for each in (psutil.Process(self.process.pid), *self.ranks):
+            each.send_signal(number)
+
+
+def start_group(pods: Sequence[Pod]) -> list[GroupPod]:
+    """The pods of one group, node 0 first."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    place = {
+        "FINETUNE_GROUP_HOST": "127.0.0.1",
+        "FINETUNE_GROUP_PORT": str(port),
+        "FINETUNE_PEER_SECONDS": str(PEER_SECONDS),
+    }
+    return [GroupPod(pod, pod.start(**place, FINETUNE_NODE=str(node))) for node, pod in enumerate(pods)]
