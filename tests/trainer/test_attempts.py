@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,24 @@ def test_a_store_that_fails_costs_the_record_and_not_the_run(tmp_path: Path) -> 
         store.broken = True
         journal.checkpoint(5, 1.0)
     assert store.get_bytes("attempts/pod-1.json") is not None
+
+
+def test_a_living_attempt_writes_its_record_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while nothing happens that is worth a line, as in an hour of drawing class pictures."""
+    monkeypatch.setattr("finetune_trainer.publish.journal.BEAT_SECONDS", 0.001)
+    third = threading.Event()
+
+    class Counting(FileStore):
+        writes = 0
+
+        def put_bytes(self, key: str, data: bytes, if_none_match: bool = False) -> bool:
+            self.writes += 1
+            if self.writes == 3:
+                third.set()
+            return super().put_bytes(key, data, if_none_match)
+
+    with Journal(Counting(tmp_path), RUN, "pod-1", None, lambda text: None):
+        assert third.wait(60)
 
 
 @pytest.mark.parametrize("resumed_from", [None, 0, 40])

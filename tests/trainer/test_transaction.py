@@ -11,9 +11,10 @@ import pytest
 from finetune_api import RunIdentity
 from finetune_trainer.errors import ConfigurationError, RunError
 from finetune_trainer.local_run import load_run
+from finetune_trainer.publish.attempts import AttemptRecord, record_key
 from finetune_trainer.publish.file_store import FileStore
 from finetune_trainer.publish.manifest import Manifest, ManifestInput, ManifestTraining, library_versions
-from finetune_trainer.publish.store import Store, open_store
+from finetune_trainer.publish.store import Store, Unfinished, open_store
 from finetune_trainer.publish.transaction import Transaction
 from support.s3_server import S3Server
 
@@ -80,6 +81,59 @@ def test_a_crash_before_the_manifest_publishes_nothing(store: Store, results: Pa
     assert store.get_bytes("manifest.json") is None
 
     assert publish(store, results, "pod-2").attempt == "pod-2"
+
+
+def say(store: Store, attempt: str, ended: bool, uid: str = "run-1") -> None:
+    record = AttemptRecord(run_uid=uid, attempt=attempt, started="then", ended="later" if ended else None)
+    store.put_bytes(record_key(attempt), record.to_bytes())
+
+
+def folders(store: Store) -> set[str]:
+    """Whose files are there, records aside."""
+    return {o.key.split("/")[1] for o in store.list("attempts/") if o.key.count("/") > 1}
+
+
+def test_two_attempts_that_overlap_leave_only_what_is_published(store: Store, results: Path) -> None:
+    """One on a node that the cluster lost goes on working, while its successor publishes."""
+    for attempt, ended, uid in (("ended", True, "run-1"), ("lost", False, "run-1"), ("theirs", True, "run-2")):
+        say(store, attempt, ended, uid)
+        Transaction(store, uid, DIGEST, attempt).upload(results, lambda done, total: None)
+        store.put_bytes(f"checkpoints/{uid}/00000004-{attempt}/weights.safetensors", b"half a checkpoint")
+    store.put_bytes("attempts/unknown/weights", b"-")
+    say(store, "pod-2", ended=False)
+
+    successor = Transaction(store, "run-1", DIGEST, "pod-2")
+    successor.tidy(None)
+    assert folders(store) == {"lost", "theirs", "unknown"}
+    assert [o.key.split("/")[2] for o in store.list("checkpoints/run-1/")] == ["00000004-lost"]
+    files = successor.upload(results, lambda done, total: None)
+    published = successor.commit(manifest_of("run-1", DIGEST, "pod-2", files))
+    successor.tidy(published)
+    assert folders(store) == {"pod-2", "theirs", "unknown"}
+    assert store.list("checkpoints/run-1/") == []
+
+    late = Transaction(store, "run-1", DIGEST, "lost")
+    say(store, "lost", ended=False)
+    files = late.upload(results, lambda done, total: None)
+    store.put_bytes("checkpoints/run-1/00000009-lost/weights.safetensors", b"-")
+    found = late.commit(manifest_of("run-1", DIGEST, "lost", files))
+    assert found == published
+    late.tidy(found)
+    assert folders(store) == {"pod-2", "theirs", "unknown"}
+    assert [o.key.split("/")[1] for o in store.list("checkpoints/")] == ["run-2"]
+    assert all(store.get_bytes(file.path) is not None for file in published.manifest.files)
+
+
+def test_a_store_that_lets_nobody_look_for_uploads_is_tidied_all_the_same(tmp_path: Path, results: Path) -> None:
+    class Denying(FileStore):
+        def unfinished(self, prefix: str) -> list[Unfinished]:
+            raise ConfigurationError("access denied")
+
+    store = Denying(tmp_path / "store")
+    say(store, "pod-1", ended=True)
+    Transaction(store, "run-1", DIGEST, "pod-1").upload(results, lambda done, total: None)
+    Transaction(store, "run-1", DIGEST, "pod-2").tidy(None)
+    assert folders(store) == set()
 
 
 def test_of_two_pods_that_finish_at_once_one_publishes_and_both_succeed(store: Store, results: Path) -> None:
