@@ -90,7 +90,7 @@ def perform(
         return _finished(published, store, again=True)
     transaction.check_writable()
     with Journal(store, run.identity.uid, settings.attempt, settings.pod_name, listener.message) as journal:
-        should_stop.last_words.append(lambda: journal.close(ExitCode.INTERRUPTED))
+        should_stop.last_words.append(lambda: journal.close(ExitCode.INTERRUPTED, "the grace was over"))
         transaction.tidy(None)
         listeners = Listeners([listener, journal])
         published = _publish(run, digest, store, transaction, journal, work, settings, listeners, should_stop)
