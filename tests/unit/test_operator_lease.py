@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from finetune_operator import lease as leases
 from finetune_operator.lease import DURATION_SECONDS, LeaderElection
 from kubernetes.client import V1Lease, V1ObjectMeta
 from kubernetes.client.exceptions import ApiException
+from support.waiting import eventually
 
 
 class Server:
@@ -52,8 +54,8 @@ class Server:
         return str(self.lease.spec.holder_identity)
 
 
-def candidate(server: Server, name: str, **callbacks: Any) -> LeaderElection:
-    return LeaderElection(server, name, callbacks.get("won", lambda: None), callbacks.get("lost", lambda: None))
+def candidate(server: Server, name: str, **chosen: Any) -> LeaderElection:
+    return LeaderElection(server, name, chosen.pop("won", lambda: None), **chosen)
 
 
 def test_the_first_takes_it_and_renews_it() -> None:
@@ -115,35 +117,120 @@ def test_a_clean_exit_gives_it_back_at_once() -> None:
     assert candidate(server, "b").take(0)
 
 
-def test_who_cannot_renew_it_stops_before_another_may_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(leases, "RENEW_DEADLINE_SECONDS", 0.05)
-    server, won, lost = Server(), threading.Event(), threading.Event()
-    first = candidate(server, "a", won=won.set, lost=lost.set)
+    monkeypatch.setattr(leases, "RENEW_DEADLINE_SECONDS", 0.2)
+
+
+def over(election: LeaderElection) -> None:
+    assert election.left() == 0
+
+
+def test_who_cannot_renew_it_stops_before_another_may_begin(quick: None) -> None:
+    server, won = Server(), threading.Event()
+    first = candidate(server, "a", won=won.set)
     first.start()
     assert won.wait(5)
+    assert (first.term, first.left() > 0) == (1, True)
     server.broken.set()
-    assert lost.wait(5)
+    eventually(lambda: over(first), seconds=5)
     assert server.holder == "a", "it runs out by itself"
     won.clear()
     server.broken.clear()
     assert won.wait(5), "who has lost it tries to win it again"
+    assert first.term == 2, "the former term does not come back"
     first.stop()
 
 
-def test_a_short_outage_is_borne(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "RETRY_SECONDS", 0.01)
-    server, won, lost = Server(), threading.Event(), threading.Event()
-    first = candidate(server, "a", won=won.set, lost=lost.set)
+def test_a_request_that_hangs_prolongs_nothing(quick: None) -> None:
+    """The end of a term is a time of day, not the outcome of a request."""
+    server, won, released = Server(), threading.Event(), threading.Event()
+
+    class Hanging(Server):
+        def read(self) -> V1Lease | None:
+            if won.is_set():
+                released.wait(60)
+            return server.read()
+
+        def create(self, lease: V1Lease) -> None:
+            server.create(lease)
+
+        def replace(self, lease: V1Lease) -> None:
+            server.replace(lease)
+
+    first = candidate(Hanging(), "a", won=won.set)
+    first.start()
+    assert won.wait(5)
+    eventually(lambda: over(first), seconds=2)
+    released.set()
+    first.stop()
+
+
+def test_who_is_not_well_does_not_renew_it(quick: None) -> None:
+    server, won, well = Server(), threading.Event(), threading.Event()
+    well.set()
+    first = candidate(server, "a", won=won.set, well=well.is_set)
+    first.start()
+    assert won.wait(5)
+    well.clear()
+    eventually(lambda: over(first), seconds=5)
+    assert first.alive
+    first.stop()
+
+
+def test_nothing_that_goes_wrong_ends_the_thread(quick: None) -> None:
+    """A leader whose thread had died would write on, and nobody would renew."""
+    server, won = Server(), threading.Event()
+    broken = [ValueError("not JSON"), KeyError("spec"), OSError("no route")]
+
+    class Strange(Server):
+        def read(self) -> V1Lease | None:
+            if broken:
+                raise broken.pop()
+            return server.read()
+
+        def create(self, lease: V1Lease) -> None:
+            server.create(lease)
+
+        def replace(self, lease: V1Lease) -> None:
+            server.replace(lease)
+
+    first = candidate(Strange(), "a", won=won.set)
+    first.start()
+    assert won.wait(5)
+    first.stop()
+    assert not first.alive
+
+
+def test_a_short_outage_is_borne(quick: None) -> None:
+    server, won = Server(), threading.Event()
+    first = candidate(server, "a", won=won.set)
     first.start()
     assert won.wait(5)
     server.broken.set()
     server.broken.clear()
     server.replaced.clear()
     assert server.replaced.wait(5)
-    assert not lost.is_set()
+    assert first.term == 1
     first.stop()
 
 
+def test_who_waits_is_there_when_the_lease_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not up to a whole pause later: the takeover's bound is the duration and one sight of the Lease."""
+    server, now = Server(), 1000.0
+    monkeypatch.setattr(leases, "time", SimpleNamespace(monotonic=lambda: now))
+    second = candidate(server, "b")
+    assert candidate(server, "a").take(now)
+    assert not second.take(now)
+    assert second._pause() == leases.RETRY_SECONDS
+    now += DURATION_SECONDS - 0.5
+    assert second._pause() == pytest.approx(0.5)
+    now += 0.5
+    assert second.take(now)
+
+
 def test_the_times_leave_no_moment_for_two() -> None:
-    assert leases.RENEW_DEADLINE_SECONDS + leases.RETRY_SECONDS < DURATION_SECONDS
+    assert leases.RENEW_DEADLINE_SECONDS < DURATION_SECONDS
+    assert sum(leases.REQUEST_TIMEOUT) + leases.RETRY_SECONDS < leases.RENEW_DEADLINE_SECONDS, "one failure is borne"
+    assert DURATION_SECONDS + leases.RETRY_SECONDS < 20, "the bound of a takeover"
