@@ -104,16 +104,16 @@ def attempts(job: Job) -> list[dict[str, Any]]:
 
 
 def trains(attempt: int, beyond: int = 0) -> Callable[[Job], bool]:
-    """Whether the attempt of that number (from 1) has done `beyond` steps more than it found."""
+    """Whether the attempt of that number (from 1; of those that came to train) has done `beyond` steps more than it
+    found. Raises AssertionError when the job ends before."""
 
     def holds(job: Job) -> bool:
-        if ended(job):
-            raise AssertionError(f"the job has ended before attempt {attempt} did {beyond} steps: {job['status']}")
-        made = attempts(job)
-        if len(made) < attempt or made[attempt - 1].get("step") is None:
+        assert not ended(job), f"the job has ended before attempt {attempt} did {beyond} steps: {job['status']}"
+        made = [one for one in attempts(job) if one.get("step") is not None]
+        if len(made) < attempt:
             return False
         latest = made[attempt - 1]
-        return latest["step"] > latest.get("resumedFromStep", 0) + beyond
+        return bool(latest["step"] > latest.get("resumedFromStep", 0) + beyond)
 
     return holds
 
