@@ -15,11 +15,12 @@ from finetune_api.progress import Progress
 from finetune_operator.connection import Connection
 from finetune_operator.metrics import Metrics
 from finetune_operator.progress import client as clients
+from finetune_operator.progress import poller as pollers
 from finetune_operator.progress.board import STALE_SECONDS, ProgressBoard
 from finetune_operator.progress.client import LARGEST_ANSWER, NoProgressError, ProgressClient
 from finetune_operator.progress.poller import WRITES_PER_SECOND, ProgressPoller
 from finetune_operator.progress.reading import percent
-from finetune_operator.projections import Key, job_state
+from finetune_operator.projections import Key, PodState, job_state
 from finetune_operator.store import Store
 from kubernetes.aio.client import Configuration
 from support.observations import KEY, NOW, UID, at, running
@@ -197,9 +198,43 @@ def test_many_jobs_are_asked_less_often_so_that_writes_stay_few() -> None:
     polling = poller(store, clock, [], ProgressClient(1))
     for i in range(1000):
         store.put_pod(running(uid=f"pod-{i}"))
-    assert len(polling.due()) == 1000
-    clock.now += timedelta(seconds=1000 / WRITES_PER_SECOND - 1)
-    assert polling.due() == []
+    asked = []
+    for _ in range(1000 // WRITES_PER_SECOND):
+        due = polling.due()
+        assert len(due) == WRITES_PER_SECOND
+        asked += [pod.uid for pod in due]
+        clock.now += timedelta(seconds=1)
+    assert len(set(asked)) == 1000, "who has waited longest comes first, so none is forgotten"
+    assert [pod.uid for pod in polling.due()] == asked[:WRITES_PER_SECOND]
+
+
+async def test_trainers_that_never_answer_delay_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred accept the question and say nothing; the others are heard while those are waited for."""
+    monkeypatch.setattr(pollers, "WRITES_PER_SECOND", 1000)
+    forever = asyncio.Event()
+    store, heard = Store(), set[str]()
+    for i in range(120):
+        store.put_pod(running(uid=f"pod-{i}", job=Key("art", f"job-{i}"), owner_uid=f"job-{i}"))
+
+    class Asks(ProgressClient):
+        async def ask(self, pod: PodState) -> Progress:
+            if int(pod.uid.removeprefix("pod-")) < 100:
+                await forever.wait()
+            return progress()
+
+    all_heard = asyncio.Event()
+
+    def wake(key: Key) -> None:
+        heard.add(key.name)
+        if len(heard) == 20:
+            all_heard.set()
+
+    polling = ProgressPoller(store, ProgressBoard(), Asks(1), Metrics(), wake, 5.0, Clock())
+    task = asyncio.create_task(polling.run())
+    async with asyncio.timeout(5):
+        await all_heard.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_news_wake_the_job() -> None:

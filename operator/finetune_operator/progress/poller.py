@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 
 from finetune_operator.metrics import Metrics
 from finetune_operator.progress.board import ProgressBoard
@@ -15,10 +15,11 @@ from finetune_operator.store import Store
 
 logger = logging.getLogger(__name__)
 
-AT_ONCE = 50
-WRITES_PER_SECOND = 20.0
-"""News lead to a write of the status: with many jobs each is asked less often, so that these stay this few."""
+WRITES_PER_SECOND = 20
+"""Each answer leads to one write of a status at most, so questions are asked no faster than this: with many jobs each
+is asked less often. It also bounds how many trainers that never answer are waited for at the same time."""
 TICK_SECONDS = 1.0
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 class ProgressPoller:
@@ -43,7 +44,6 @@ class ProgressPoller:
         self._interval = interval
         self._clock = clock
         self._asked: dict[str, datetime] = {}
-        self._slots = asyncio.Semaphore(AT_ONCE)
         self._busy: set[str] = set()
 
     async def run(self) -> None:
@@ -51,31 +51,32 @@ class ProgressPoller:
         self._busy.clear()
         async with asyncio.TaskGroup() as group:
             while True:
-                for pod in self.due():
+                due = self.due()
+                for pod in due:
                     self._busy.add(pod.uid)
                     group.create_task(self._ask(pod))
-                await asyncio.sleep(TICK_SECONDS)
+                    await asyncio.sleep(1 / WRITES_PER_SECOND)
+                await asyncio.sleep(max(0.0, TICK_SECONDS - len(due) / WRITES_PER_SECOND))
 
     def due(self) -> list[PodState]:
-        """The pods to ask now."""
+        """The pods to ask in the second that begins now: those that have waited longest."""
         now = self._clock()
         running = [pod for pod in self._store.pods() if pod.running and pod.ip and not pod.deleting and pod.index == 0]
-        interval = max(self._interval, len(running) / WRITES_PER_SECOND)
         self._asked = {pod.uid: self._asked[pod.uid] for pod in running if pod.uid in self._asked}
         self._board.keep_only({pod.owner_uid for pod in running})
-        due = [
+        waiting = [
             pod
             for pod in running
             if pod.uid not in self._busy
-            and (pod.uid not in self._asked or (now - self._asked[pod.uid]).total_seconds() >= interval)
+            and (pod.uid not in self._asked or (now - self._asked[pod.uid]).total_seconds() >= self._interval)
         ]
+        due = sorted(waiting, key=lambda pod: self._asked.get(pod.uid, LONG_AGO))[:WRITES_PER_SECOND]
         self._asked.update((pod.uid, now) for pod in due)
         return due
 
     async def _ask(self, pod: PodState) -> None:
         try:
-            async with self._slots:
-                progress = await self._client.ask(pod)
+            progress = await self._client.ask(pod)
         except NoProgressError as error:
             self._metrics.progress_requests.labels(str(error)).inc()
             news = self._board.silent(pod.owner_uid, self._clock())
