@@ -23,6 +23,23 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     return report
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    for name, meaning in (
+        ("one_node", "needs one node of the cluster only"),
+        ("node_goes", "takes the second node away"),
+        ("node_is_back", "waits for what follows, and gives the node back"),
+    ):
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """While the second node is away, which takes minutes, run the tests that can do without it."""
+    order = {"node_goes": 1, "one_node": 2, "node_is_back": 3}
+    items.sort(
+        key=lambda item: max((order[mark.name] for mark in item.iter_markers() if mark.name in order), default=0)
+    )
+
+
 @pytest.fixture(scope="session")
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with kind.running(request, tmp_path_factory.mktemp("kind")) as kubeconfig:

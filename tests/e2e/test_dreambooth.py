@@ -11,6 +11,7 @@ from jobs import download, ended, example, has, named
 from judging import base_pipeline, full_pipeline, judge
 from support.cluster import Namespace
 
+pytestmark = pytest.mark.one_node
 # Of 64 pictures each, drawn from the same noise.
 FIDELITY_MARGIN = 0.5
 LEAK_MARGIN = 0.15

@@ -17,6 +17,7 @@ from support.cluster import Cluster, Namespace
 from support.kueue import PENDING, Kueue
 from support.waiting import eventually
 
+pytestmark = pytest.mark.one_node
 BOUND_SECONDS = 15
 """The requirement's: from `kubectl apply` to the condition, or from the pod's start where only the trainer can tell."""
 NO_REGISTRY = "127.0.0.1:9/finetune-trainer:none"
