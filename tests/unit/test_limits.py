@@ -3,7 +3,9 @@ operator's own check, and `finetune validate`."""
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from finetune_api.asked import STEPS, WARMUP
 from finetune_api.limits import LIMITS, LimitError, OfLimits, check_limits, refusals
 from finetune_api.profile import ProfileLimits
 from finetune_api.techniques import TECHNIQUES
+from finetune_operator.policies import acceptance
 from finetune_operator.policies.acceptance import Refused, accept
 from finetune_operator.projections import ProfileState
 from finetune_operator.specs.configmap import Snapshot
@@ -176,3 +179,13 @@ def test_every_technique_has_its_steps() -> None:
         to_camel(name)
         for name in FineTuneJob.model_fields["spec"].annotation.model_fields["method"].annotation.model_fields
     }
+
+
+def test_the_documentation_says_who_refuses_what() -> None:
+    """Every reason for which the operator does not accept a job stands in the table of docs/profiles.md."""
+    source = inspect.getsource(acceptance)
+    reasons = set(re.findall(r'Refused\(\s*"(\w+)"', source))
+    assert reasons >= {"InvalidSpec", "NoImage"}
+    text = (Path(__file__).parents[2] / "docs/profiles.md").read_text()
+    assert {reason for reason in reasons if f"`Accepted=False`, {reason} |" not in text} == set()
+    assert {limit.limit for limit in LIMITS if isinstance(limit, OfLimits) and f"`{limit.limit}`" not in text} == set()
