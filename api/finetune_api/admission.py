@@ -87,7 +87,7 @@ def binding(name: str = NAME) -> Schema:
 
 def rendered() -> dict[str, str]:
     """Path below the repository → content: the chart's template."""
-    name = '{{ include "finetune-operator.name" . }}-limits'
+    name = '{{ include "finetune-operator.clusterName" . }}-limits'
     documents = [to_yaml(policy("NAME")), to_yaml(binding("NAME"))]
     assert not any("{{" in document for document in documents), "Helm would read it as a template"
     first, second = (document.replace("name: NAME\n", f"name: {name}\n{LABELS}", 1) for document in documents)

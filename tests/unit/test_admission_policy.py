@@ -13,7 +13,7 @@ from test_chart import of_kind, render
 
 ROOT = Path(__file__).parents[2]
 POLICY, BINDING = "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"
-NAME = "finetune-operator-limits"
+NAME = "finetune-operator-finetune-system-limits"
 
 
 def without_labels(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -5,11 +5,14 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 from finetune_api.profile import FineTuneProfile
+from finetune_operator.scope import Scope
+from finetune_operator.settings import Settings
 from support.need import missing
 from support.prometheus import DASHBOARD, dashboard_queries
 
@@ -25,9 +28,10 @@ def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["helm", *arguments], capture_output=True, text=True, check=False)
 
 
-def render(*arguments: str) -> list[Manifest]:
-    where = ("--namespace", "finetune-system", "--kube-version", "1.34.0")
-    done = helm("template", "finetune-operator", str(CHART), *where, *arguments)
+@cache
+def render(*arguments: str, release: str = "finetune-operator", namespace: str = "finetune-system") -> list[Manifest]:
+    where = ("--namespace", namespace, "--kube-version", "1.34.0")
+    done = helm("template", release, str(CHART), *where, *arguments)
     assert done.returncode == 0, done.stderr
     return [m for m in yaml.safe_load_all(done.stdout) if m]
 
@@ -83,6 +87,7 @@ def test_toggles(values: str, kind: str, installed: bool) -> None:
         ("watchNamespaces=a", "watchNamespaces"),
         ("watchNamespace=Not_A_Name", "watchNamespace"),
         ("logFormat=xml", "logFormat"),
+        ("operatorClass=Blue", "operatorClass"),
         ("image.repository=", "repository"),
         ("podMonitor.interval=often", "interval"),
         ("metrics.service.enabled=false,serviceMonitor.enabled=true", "serviceMonitor.enabled needs metrics.service"),
@@ -127,48 +132,111 @@ def test_the_operators_pod_is_restricted(everything: list[Manifest]) -> None:
     assert container["resources"]["limits"]["memory"]
 
 
-def test_no_rule_has_a_wildcard_or_reads_secrets(everything: list[Manifest]) -> None:
-    found = list(rules(everything))
+@pytest.mark.parametrize("values", ["replicas=1", "watchNamespace=team-a", "kueue.enabled=true,progress=apiProxy"])
+def test_no_rule_has_a_wildcard_or_reads_secrets(values: str) -> None:
+    found = list(rules(render("--set", values)))
     assert found
     for _, rule in found:
-        assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
-        assert "secrets" not in rule["resources"]
+        assert "*" not in "".join([*rule["apiGroups"], *rule["resources"], *rule["verbs"]])
+        assert not any("secrets" in resource for resource in rule["resources"])
         assert not {"escalate", "bind", "impersonate", "deletecollection"} & set(rule["verbs"])
 
 
-def test_the_operator_may_do_what_it_does_and_no_more(everything: list[Manifest]) -> None:
-    granted = {
+RIGHTS = {
+    "finetune.dev/finetuneprofiles": "get list watch",
+    "finetune.dev/finetunejobs": "get list watch delete",
+    "finetune.dev/finetunejobs/status": "patch",
+    "finetune.dev/finetunejobs/finalizers": "update",
+    "batch/jobs": "get list watch create patch delete",
+    "core/pods": "get list watch delete",
+    "core/pods/status": "patch",
+    "core/services": "get create",
+    "core/configmaps": "get create delete",
+    "core/events": "list watch",
+    "events.k8s.io/events": "create",
+}
+
+
+def granted(manifests: list[Manifest], *kinds: str) -> dict[str, str]:
+    return {
         f"{group or 'core'}/{resource}": " ".join(rule["verbs"])
-        for kind, rule in rules(everything)
-        if kind == "ClusterRole"
+        for kind, rule in rules([m for m in manifests if not m["metadata"]["name"].endswith("-lease")])
+        if kind in kinds
         for group in rule["apiGroups"]
         for resource in rule["resources"]
     }
-    assert granted == {
-        "finetune.dev/finetuneprofiles": "get list watch",
-        "finetune.dev/finetunejobs": "get list watch delete",
-        "finetune.dev/finetunejobs/status": "patch",
-        "finetune.dev/finetunejobs/finalizers": "update",
-        "batch/jobs": "get list watch create patch delete",
-        "core/pods": "get list watch",
-        "core/services": "get create",
-        "core/configmaps": "get create delete",
-        "core/events": "list watch",
-        "events.k8s.io/events": "create",
-    }
+
+
+@pytest.mark.parametrize(
+    ("values", "more"),
+    [
+        ("kueue.enabled=false", {}),
+        ("kueue.enabled=true", {"kueue.x-k8s.io/workloads": "list"}),
+        ("progress=apiProxy", {"core/pods/proxy": "get"}),
+    ],
+)
+def test_the_operator_may_do_what_it_does_and_no_more(values: str, more: dict[str, str]) -> None:
+    """That it needs all of it, and nothing else, is shown on a real API server (test_operator_rights)."""
+    assert granted(render("--set", values), "ClusterRole") == {**RIGHTS, **more}
 
 
 def test_one_namespace_needs_no_right_beyond_it() -> None:
     manifests = render("--set", "watchNamespace=team-a")
-    cluster_wide = [rule for kind, rule in rules(manifests) if kind == "ClusterRole"]
-    assert cluster_wide == [
-        {"apiGroups": ["finetune.dev"], "resources": ["finetuneprofiles"], "verbs": ["get", "list", "watch"]}
-    ]
+    assert granted(manifests, "ClusterRole") == {"finetune.dev/finetuneprofiles": "get list watch"}
+    assert {**granted(manifests, "Role"), **granted(manifests, "ClusterRole")} == RIGHTS
     roles = of_kind(manifests, "Role")
     assert {role["metadata"]["namespace"] for role in roles} == {"team-a", "finetune-system"}
+    assert {"name": "FINETUNE_OPERATOR_NAMESPACE", "value": "team-a"} in environment(manifests)
+
+
+def environment(manifests: list[Manifest]) -> list[dict]:
     (deployment,) = of_kind(manifests, "Deployment")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    assert {"name": "FINETUNE_OPERATOR_NAMESPACE", "value": "team-a"} in container["env"]
+    return container["env"]
+
+
+def test_the_lease_has_the_name_that_the_role_allows() -> None:
+    for release in ("finetune-operator", "blue"):
+        manifests = render(release=release)
+        (role,) = (m for m in of_kind(manifests, "Role") if m["metadata"]["name"].endswith("-lease"))
+        (names,) = [rule["resourceNames"] for rule in role["rules"] if "resourceNames" in rule]
+        (lease,) = [e["value"] for e in environment(manifests) if e["name"] == "FINETUNE_OPERATOR_LEASE_NAME"]
+        assert names == [lease]
+
+
+def test_settings_of_the_deployment_are_settings_of_the_operator() -> None:
+    """A name that the operator does not know would be passed over in silence."""
+    known = {name.upper() for name in Settings.model_fields} - {"OPERATOR_CLASS"} | {"CLASS"}
+    everything = render("--set", "kueue.enabled=true,operatorClass=gpu,progress=off")
+    given = {entry["name"].removeprefix("FINETUNE_OPERATOR_") for entry in environment(everything)}
+    assert given <= known
+
+
+def test_a_class_reaches_the_operator_and_its_pod_monitor() -> None:
+    manifests = render("--set", "operatorClass=gpu,podMonitor.enabled=true")
+    assert {"name": "FINETUNE_OPERATOR_CLASS", "value": "gpu"} in environment(manifests)
+    (monitor,) = of_kind(manifests, "PodMonitor")
+    label = Scope(operator_class="gpu").mark({"metadata": {}})["metadata"]["labels"]
+    ((key, value),) = label.items()
+    assert monitor["spec"]["selector"]["matchExpressions"] == [{"key": key, "operator": "In", "values": [value]}]
+    assert Settings(FINETUNE_OPERATOR_CLASS="gpu").operator_class == "gpu"
+
+
+@pytest.mark.parametrize(
+    ("release", "namespace"), [("blue", "finetune-system"), ("finetune-operator", "another"), ("blue", "another")]
+)
+def test_releases_of_two_classes_have_nothing_in_common(release: str, namespace: str) -> None:
+    second = ("--set", "operatorClass=blue,crds.install=false,profiles.cpuTiny.enabled=false")
+    watching_the_same = ("--set", "watchNamespace=team-a,podMonitor.enabled=true")
+    for more in ((), watching_the_same):
+        first = {name_of(m) for m in render(*more)}
+        assert not first & {name_of(m) for m in render(*more, *second, release=release, namespace=namespace)}
+
+
+def name_of(manifest: Manifest) -> tuple[str, str, str]:
+    """As two releases may collide: what belongs to no namespace names none."""
+    meta = manifest["metadata"]
+    return manifest["kind"], meta.get("namespace", ""), meta["name"]
 
 
 def test_every_binding_is_for_the_operators_account(everything: list[Manifest]) -> None:
