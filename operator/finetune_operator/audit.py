@@ -45,15 +45,17 @@ class Auditor:
         self._hearing = hearing
 
     async def prime(self) -> None:
-        """Lists everything once and wakes every job. Raises ApiError and what aiohttp raises."""
-        async for body in self._list(FINETUNEPROFILES):
-            self._store.put_profile(profile_state(body))
-        async for body in self._list(FINETUNEJOBS):
-            self._store.put_job(job_state(body))
-        async for body in self._list(JOBS):
-            self._store.put_child(child_state(body))
-        async for body in self._list(PODS):
-            self._store.put_pod(pod_state(body))
+        """Lists everything, takes it over, forgets what is not there any more, and wakes every job. Memory is then at
+        least as new as whatever any operator has seen. Raises ApiError and what aiohttp raises."""
+        for resource in AUDITED:
+            before = self._known(resource)
+            listed: set[str] = set()
+            async for body in self._list(resource):
+                listed.add(str(body["metadata"]["uid"]))
+                self._take_over(resource, body)
+            for (namespace, name), (uid, _) in before.items():
+                if uid not in listed:
+                    self._forget(resource, namespace, name, uid)
         self._store.primed = True
         for key in list(self._store.jobs):
             self._wake(key)
@@ -115,40 +117,47 @@ class Auditor:
     async def _repair(self, resource: Resource, namespace: str, name: str) -> None:
         """Takes over one object as it is."""
         logger.warning("the watch missed %s %s/%s", resource.kind, namespace, name)
+        known = self._known(resource).get((namespace, name))
         body = await self._kube.get(resource, namespace or None, name)
-        key = Key(namespace, name)
+        if known is not None and (body is None or body["metadata"]["uid"] != known[0]):
+            self._forget(resource, namespace, name, known[0])
+        if body is not None:
+            self._take_over(resource, body)
+        for key in self._concerned(resource, Key(namespace, name)):
+            self._wake(key)
+
+    def _take_over(self, resource: Resource, body: Object) -> None:
         store = self._store
         if resource is FINETUNEPROFILES:
-            if body is None:
-                store.drop_profile(name)
-            else:
-                store.put_profile(profile_state(body))
-            for waiting in list(store.jobs):
-                self._wake(waiting)
+            store.put_profile(profile_state(body))
         elif resource is FINETUNEJOBS:
-            if body is not None:
-                store.put_job(job_state(body))
-            elif key in store.jobs:
-                store.drop_job(key, store.jobs[key].uid)
-            self._wake(key)
+            store.put_job(job_state(body))
         elif resource is JOBS:
-            if body is not None:
-                store.put_child(child_state(body))
-            elif key in store.children:
-                store.drop_child(key, store.children[key].uid)
-            self._wake(key)
+            store.put_child(child_state(body))
         else:
-            self._repair_pod(key, body)
+            store.put_pod(pod_state(body))
 
-    def _repair_pod(self, key: Key, body: Object | None) -> None:
-        state = pod_state(body) if body is not None else None
-        for pod in [pod for pod in self._store.pods() if pod.key == key]:
-            if state is None or state.uid != pod.uid:
-                self._store.drop_pod(pod)
-                self._wake(pod.job)
-        if state is not None:
-            self._store.put_pod(state)
-            self._wake(state.job)
+    def _forget(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
+        """Unless another one has taken the name meanwhile."""
+        store, key = self._store, Key(namespace, name)
+        if resource is FINETUNEPROFILES:
+            if name in store.profiles and store.profiles[name].uid == uid:
+                store.drop_profile(name)
+        elif resource is FINETUNEJOBS:
+            store.drop_job(key, uid)
+        elif resource is JOBS:
+            store.drop_child(key, uid)
+        else:
+            for pod in [pod for pod in store.pods() if pod.uid == uid]:
+                store.drop_pod(pod)
+
+    def _concerned(self, resource: Resource, key: Key) -> list[Key]:
+        """The FineTuneJobs that an object matters to."""
+        if resource is FINETUNEPROFILES:
+            return list(self._store.jobs)
+        if resource in (FINETUNEJOBS, JOBS):
+            return [key]
+        return [pod.job for pods in map(self._store.pods_of, self._store.jobs) for pod in pods if pod.key == key]
 
     async def _list(self, resource: Resource, metadata_only: bool = False) -> AsyncIterator[Object]:
         scope = self._scope

@@ -18,7 +18,7 @@ from finetune_operator.store import Store
 
 Object = dict[str, Any]
 Handle = Callable[[str | None, Object], None]
-DELETED = "DELETED"
+MODIFIED, DELETED = "MODIFIED", "DELETED"
 
 
 class Handlers:
@@ -42,7 +42,7 @@ class Handlers:
         job = job_state(body)
         if kind == DELETED:
             self._store.drop_job(job.key, job.uid)
-        else:
+        elif not self._late(kind, job.uid):
             self._store.put_job(job)
         self._wake(job.key)
 
@@ -61,7 +61,7 @@ class Handlers:
         child = child_state(body)
         if kind == DELETED:
             self._store.drop_child(child.key, child.uid)
-        else:
+        elif not self._late(kind, child.uid):
             self._store.put_child(child)
         self._wake(child.key)
 
@@ -70,9 +70,13 @@ class Handlers:
         if kind == DELETED:
             self._store.put_pod(pod)  # its last state may hold the end that no earlier one showed
             self._store.drop_pod(pod)
-        else:
+        elif not self._late(kind, pod.uid):
             self._store.put_pod(pod)
         self._wake(pod.job)
+
+    def _late(self, kind: str | None, uid: str) -> bool:
+        """News of what is known to be gone. What comes into view (ADDED, or listed) is there, even if it left once."""
+        return kind == MODIFIED and self._store.buried(uid)
 
     def on_event(self, kind: str | None, body: Object) -> None:
         """A Warning about a Job: the Job controller cannot make a pod."""

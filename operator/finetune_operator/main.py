@@ -151,8 +151,6 @@ async def _lead(settings: Settings, parts: Parts) -> None:
     while True:
         term = await parts.leadership.won()
         parts.metrics.leader.set(1)
-        for key in parts.store.jobs:
-            parts.queue.add(key)
         duty = asyncio.create_task(_duty(settings, parts))
         try:
             await parts.leadership.over(term, duty)
@@ -165,7 +163,9 @@ async def _lead(settings: Settings, parts: Parts) -> None:
 
 
 async def _duty(settings: Settings, parts: Parts) -> None:
-    """What the leader does."""
+    """What the leader does. It lists everything anew before: its watches may lag behind what its predecessor has seen
+    and written, and a status must not go back."""
+    await _primed(parts.auditor, asyncio.Event())
     async with asyncio.TaskGroup() as group:
         group.create_task(run_workers(parts.controller, settings.workers))
         if settings.progress != "off":

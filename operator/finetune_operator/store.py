@@ -6,7 +6,7 @@ audit removes it. An older state never replaces a newer one, in whatever order t
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Protocol, TypeVar
 
@@ -33,6 +33,10 @@ def _newer(old: V | None, new: V) -> bool:
     return old is None or new.version >= old.version
 
 
+BURIED = 10_000
+"""How many objects that are gone are remembered as such."""
+
+
 class Store:
     """Not thread-safe: all calls come from the operator's event loop."""
 
@@ -43,6 +47,7 @@ class Store:
         self._pods: dict[Key, dict[str, PodState]] = defaultdict(dict)
         self._warnings: dict[Key, Warned] = {}
         self._notes: dict[str, QueueNote] = {}
+        self._buried: OrderedDict[str, None] = OrderedDict()
         self.primed = False
         """Whether everything was listed once: only then does absence mean anything."""
 
@@ -94,6 +99,7 @@ class Store:
         known = self._jobs.get(key)
         if known is not None and known.uid == uid:
             del self._jobs[key]
+            self._bury(uid)
             self._pods.pop(key, None)
             self._warnings.pop(key, None)
 
@@ -112,6 +118,7 @@ class Store:
         known = self._children.get(key)
         if known is not None and known.uid == uid:
             del self._children[key]
+            self._bury(uid)
             self._warnings.pop(key, None)
 
     def put_pod(self, pod: PodState) -> None:
@@ -121,6 +128,7 @@ class Store:
 
     def drop_pod(self, pod: PodState) -> None:
         """Keeps the pod as gone, so that its end can still be reported, if its FineTuneJob is there."""
+        self._bury(pod.uid)
         if pod.job in self._jobs:
             self._pods[pod.job][pod.uid] = gone(pod)
         else:
@@ -132,6 +140,15 @@ class Store:
         for uid in uids:
             if uid in pods and pods[uid].gone:
                 del pods[uid]
+
+    def buried(self, uid: str) -> bool:
+        """Whether the object is known to be gone: a watch that is late may still tell how it was before."""
+        return uid in self._buried
+
+    def _bury(self, uid: str) -> None:
+        self._buried[uid] = None
+        while len(self._buried) > BURIED:
+            self._buried.popitem(last=False)
 
     def put_warning(self, warning: Warned) -> bool:
         """Remembers a Warning Event of a Job that is ours; False for any other."""

@@ -233,6 +233,8 @@ CASES = [
             spec=spec({"activeDeadlineSeconds": 100}),
             child=child(),
             pods=(running(),),
+            looked=True,
+            snapshot=snapshot(),
         ),
         "Failed",
         ["DeleteChild"],
@@ -241,7 +243,7 @@ CASES = [
     ),
     Case(
         "the profile's deadline holds where the job names none",
-        observed(begun(), child=child(longest_deadline=60), pods=(running(),)),
+        observed(begun(), child=child(longest_deadline=60), pods=(running(),), looked=True, snapshot=snapshot()),
         "Failed",
         ["DeleteChild"],
         {"Failed": ("True", "DeadlineExceeded")},
@@ -254,6 +256,8 @@ CASES = [
             spec=spec({"startDeadlineSeconds": 60}),
             child=child(),
             pods=(pod(waiting_reason="ErrImagePull", waiting_message="manifest unknown"),),
+            looked=True,
+            snapshot=snapshot(),
         ),
         "Failed",
         ["DeleteChild"],
@@ -262,7 +266,7 @@ CASES = [
     ),
     Case(
         "the start deadline of a job that was never accepted",
-        observed(spec=spec({"startDeadlineSeconds": 60}, profileName="gpu")),
+        observed(spec=spec({"startDeadlineSeconds": 60}, profileName="gpu"), looked=True),
         "Failed",
         [],
         {"Failed": ("True", "StartDeadlineExceeded"), "Accepted": ("False", "ProfileNotFound")},
@@ -311,6 +315,8 @@ def test_a_plan_that_was_carried_out_is_quiet(case: Case) -> None:
         observed(begun(), child=child(complete=True, finished_at=at(-1)), pods=(running(),)),
         observed(begun(), child=child(), pods=(pod(),), mount_failure="configmap not found"),
         observed(child=child()),
+        observed(begun(), child=child(), spec=spec({"startDeadlineSeconds": 60})),
+        observed(begun(active_since=at(-60)), child=child(), spec=spec({"activeDeadlineSeconds": 60})),
     ],
     ids=[
         "its Job is missing",
@@ -320,6 +326,8 @@ def test_a_plan_that_was_carried_out_is_quiet(case: Case) -> None:
         "its Job has ended with a pod that runs",
         "a volume cannot be mounted",
         "a Job without a status",
+        "its time to start is over",
+        "its time is over",
     ],
 )
 def test_absence_is_checked_before_anything_follows_from_it(seen: Observed) -> None:

@@ -77,7 +77,8 @@ def attempts_of(
     for pod in seen.values():
         if pod.has_worked:
             known = merged.get(pod.uid)
-            if known is None or known.reason in (None, "Lost", "Deleted"):
+            unheard = known is not None and known.reason in ("Lost", "Deleted") and pod.ended
+            if known is None or known.reason is None or unheard:
                 merged[pod.uid] = _attempt(pod, job_uid, known, progress)
     ordered = sorted(merged.values(), key=lambda attempt: (attempt.started_at or "", attempt.pod_uid))
     return ordered[-KEPT:]

@@ -63,16 +63,17 @@ class Observer:
         )
 
     async def _look(self, key: Key) -> None:
-        """Brings memory up to date with the API server for one job."""
-        live = await self._kube.get(FINETUNEJOBS, key.namespace, key.name)
+        """Brings memory up to date with the API server for one job. Only what was remembered before the question can be
+        found gone by the answer: the watches go on meanwhile."""
         known = self._store.jobs.get(key)
+        live = await self._kube.get(FINETUNEJOBS, key.namespace, key.name)
         if live is not None:
             self._store.put_job(job_state(live))
         elif known is not None:
             self._store.drop_job(key, known.uid)
             return
-        body = await self._kube.get(JOBS, key.namespace, key.name)
         child: ChildState | None = self._store.children.get(key)
+        body = await self._kube.get(JOBS, key.namespace, key.name)
         if body is not None:
             self._store.put_child(child_state(body))
         elif child is not None:
@@ -83,12 +84,13 @@ class Observer:
 
     async def _look_at_pods(self, job: JobState) -> None:
         selector = f"{JOB_UID_LABEL}={job.uid}"
+        before = self._store.pods_of(job.key)
         found: set[str] = set()
         async for page in self._kube.list_pages(PODS, job.key.namespace, labels=selector):
             for body in page:
                 found.add(body["metadata"]["uid"])
                 self._store.put_pod(pod_state(body))
-        for pod in self._store.pods_of(job.key):
+        for pod in before:
             if pod.uid not in found and not pod.gone:
                 self._store.drop_pod(pod)
 

@@ -96,8 +96,11 @@ class _Planner:
         self.actions += deletions
         self.timers += timers
         decision = self._acceptance()
-        if not (self._ended() or self._overdue()):
-            self._running(decision)
+        if not self._ended():
+            if not self._overdue():
+                self._running(decision)
+            elif not self.seen.looked:
+                return Plan(look=True)  # there is no way back: the pod may have begun, or the Job be complete
         self._count_activity()
         status = self.draft.finished()
         return Plan(
