@@ -17,7 +17,7 @@ from finetune_operator.policies.attempts import interrupted
 from finetune_operator.projections import ChildState
 
 ENDS_BORNE = 3
-"""Ended pods after which the next pause would be longer than LONGEST_PAUSE_SECONDS."""
+"""Ends of a pod after which the next pause would be longer than LONGEST_PAUSE_SECONDS."""
 LONGEST_PAUSE_SECONDS = 10 * 2 ** (ENDS_BORNE - 1)
 
 
@@ -26,4 +26,4 @@ def wants_new_job(child: ChildState, attempts: Iterable[AttemptStatus], live: bo
     if live or child.queue or child.suspended or child.finished_at is not None or child.deleting:
         return False
     its = [attempt for attempt in attempts if (attempt.started_at or "") >= child.created]
-    return len(its) * child.nodes > ENDS_BORNE and interrupted(its[-1])
+    return len(its) > ENDS_BORNE and interrupted(its[-1])
