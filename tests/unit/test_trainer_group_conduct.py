@@ -26,7 +26,7 @@ def conduct(*events: Event) -> Conduct:
     [
         ([RankEnded(0, 0)], (0, 0), ""),
         ([RankEnded(3, 65, "a.png is no picture")], (65, 65), "a.png is no picture"),
-        ([RankEnded(0, 78, "no bucket")], (78, 78), "no bucket"),
+        ([RankEnded(0, 78, "no bucket")], (78, 76), "no bucket"),
         ([RankEnded(2, 137, "killed by SIGKILL")], (76, 137), "process 2 of the group: killed by SIGKILL"),
         ([RankEnded(1, 3)], (3, 76), "process 1 of the group: ended with exit code 3"),
         ([RankFrozen(3)], (76, 76), "process 3 is frozen"),
@@ -72,6 +72,13 @@ def test_an_error_waits_for_its_reason_and_then_stands_for_itself(code: int) -> 
     assert made.ending is not None
     assert made.ending.codes == (76, code)
     assert "out of memory" in made.ending.message
+
+
+def test_a_users_mistake_is_told_by_the_first_pod_and_by_the_one_that_found_it() -> None:
+    made = Conduct(nodes=4, per_node=1)
+    made.hear(RankEnded(2, 65, "a.png is no picture"), now=0)
+    assert made.ending is not None
+    assert made.ending.codes == (65, 76, 65, 76)
 
 
 def test_one_mishap_counts_once() -> None:

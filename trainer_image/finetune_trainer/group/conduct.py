@@ -4,11 +4,11 @@
 | --- | --- | --- |
 | rank 0 ends well: the manifest is published | 0 | 0 |
 | a process is asked to stop | 75 everywhere, after the same step | 75 |
-| a process says that data or configuration are bad | 65 or 78, with its message | the same |
+| a process says that data or configuration are bad | 65 or 78 | the first pod's the same, the others' 76 |
 | a process fails or is killed | its own code | 76 |
 | a pod is gone, silent or frozen | 76 | 76 |
 
-So one mishap counts once against the retries, and a user's mistake reaches the pod that the operator listens to.
+So one mishap counts once against the retries, and a user's mistake is told by the pod that the operator listens to.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Conduct:
         if event.rank == 0 and event.code == ExitCode.DONE:
             self.ending = Ending((0,) * self._nodes)
         elif event.code in (ExitCode.BAD_DATA, ExitCode.BAD_CONFIGURATION):
-            self.ending = Ending((event.code,) * self._nodes, event.message)
+            self._blame(event, also=0)
         elif event.code == ExitCode.INTERRUPTED:
             self.stopping = True
         elif event.code in (ExitCode.ERROR, ExitCode.PEER_LOST):
@@ -132,11 +132,14 @@ class Conduct:
     def _lost(self, message: str) -> None:
         self.ending = Ending((ExitCode.PEER_LOST,) * self._nodes, message)
 
-    def _blame(self, event: RankEnded) -> None:
-        guilty = event.rank // self._per_node
-        codes = [event.code if node == guilty else ExitCode.PEER_LOST for node in range(self._nodes)]
+    def _blame(self, event: RankEnded, also: int | None = None) -> None:
+        """Its pod, and that of node `also`, end with the process's code."""
+        guilty = (event.rank // self._per_node, also)
+        codes = [event.code if node in guilty else ExitCode.PEER_LOST for node in range(self._nodes)]
         how = event.message or f"ended with exit code {event.code}"
-        self.ending = Ending(tuple(map(int, codes)), f"process {event.rank} of the group: {how}")
+        # what a user has to mend does not depend on who found it
+        message = how if also is not None else f"process {event.rank} of the group: {how}"
+        self.ending = Ending(tuple(map(int, codes)), message)
 
     def _stopped(self) -> None:
         if self.ending is not None or len(self._ended) < self._nodes * self._per_node:
