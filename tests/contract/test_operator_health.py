@@ -114,15 +114,34 @@ def test_a_deaf_watch_fails_the_probe(own_place: Place, own_rights: ChartRights,
         eventually(lambda: expect_well(one), seconds=20)
 
 
+def watch_error(code: int) -> dict[str, object]:
+    status = {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "status": "Failure",
+        "code": code,
+        "message": "etcd has a new leader",
+    }
+    return {"type": "ERROR", "object": status}
+
+
 def test_watches_that_break_are_taken_up_again(own_place: Place, own_rights: ChartRights, api_server: Path) -> None:
-    """Without the audit's help: its first round is a minute away."""
-    with replica(own_rights, api_server, "broken", audit_seconds=3600) as one:
+    """However they break, and without the audit's help."""
+    without_audit = "from finetune_operator import audit, main\naudit.FIRST_AUDIT_SECONDS = 3600\nmain.main()"
+    with replica(own_rights, api_server, "broken", without_audit, audit_seconds=3600) as one:
         leader_of([one])
-        for name in ("a", "b"):
-            one.proxy.drop_watches()
+        breaks = {
+            "dropped": one.proxy.drop_watches,
+            "too-old": lambda: one.proxy.say(watch_error(410)),
+            "failed": lambda: one.proxy.say(watch_error(500)),
+        }
+        for name, happen in breaks.items():
+            happen()
             own_place.submit(name)
             own_place.job(name)
         expect_well(one)
+        assert one.operator.process is not None
+        assert one.operator.process.poll() is None
 
 
 def test_one_stuck_worker_fails_the_probe_and_keeps_no_other_job_waiting(

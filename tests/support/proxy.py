@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import ssl
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
@@ -62,6 +64,15 @@ class Gate:
     waiting: list[Request] = field(default_factory=list)
 
 
+@dataclass
+class Stream:
+    """One open watch."""
+
+    task: asyncio.Task[Any]
+    response: web.StreamResponse
+    deaf: bool
+
+
 class Proxy:
     """Runs in a thread of its own, from `with` to its end. One for each operator."""
 
@@ -81,7 +92,7 @@ class Proxy:
         self._gates: list[Gate] = []
         self._failing = 0
         self._deaf = False
-        self._watches: dict[asyncio.Task[Any], bool] = {}
+        self._streams: list[Stream] = []
         self._transports: set[asyncio.Transport] = set()
 
     def __enter__(self) -> Self:
@@ -123,6 +134,10 @@ class Proxy:
     def drop_watches(self) -> None:
         """Breaks every open watch."""
         self._do(self._drop_watches())
+
+    def say(self, event: dict[str, Any]) -> None:
+        """Brings this event through every open watch, as if the API server had sent it."""
+        self._do(self._say(json.dumps(event).encode() + b"\n"))
 
     def fail(self, status: int) -> None:
         """Answers everything with this status, without asking the API server. 0: works again."""
@@ -179,12 +194,17 @@ class Proxy:
 
     async def _set_deaf(self, deaf: bool) -> None:
         self._deaf = deaf
-        if deaf:
-            self._watches = dict.fromkeys(self._watches, True)
+        for stream in self._streams:
+            stream.deaf = stream.deaf or deaf
 
     async def _drop_watches(self) -> None:
-        for task in list(self._watches):
-            task.cancel()
+        for stream in self._streams:
+            stream.task.cancel()
+
+    async def _say(self, line: bytes) -> None:
+        for stream in list(self._streams):
+            with suppress(ConnectionError):  # one whose reader has gone
+                await stream.response.write(line)
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         transport = request.transport
@@ -223,19 +243,22 @@ class Proxy:
     ) -> web.StreamResponse:
         task = asyncio.current_task()
         assert task is not None
-        self._watches[task] = self._deaf
+        await response.prepare(request)
+        stream = Stream(task, response, self._deaf)
+        self._streams.append(stream)
         try:
-            await response.prepare(request)
             async for chunk in answer.content.iter_any():
-                if not self._watches[task]:
+                if not stream.deaf:
                     await response.write(chunk)
-            if self._watches[task]:
+            if stream.deaf:
                 await asyncio.Event().wait()  # a dead connection does not even tell that the other end hung up
+        except ConnectionError:
+            return response  # its reader has gone
         except asyncio.CancelledError:
             if request.transport is not None:
                 request.transport.abort()
         finally:
-            del self._watches[task]
+            self._streams.remove(stream)
         return response
 
 
