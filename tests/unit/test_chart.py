@@ -18,6 +18,7 @@ from support.prometheus import DASHBOARD, dashboard_queries
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts/finetune-operator"
+DOCS = ROOT / "docs/operator.md"
 EVERYTHING = ("--set", "podMonitor.enabled=true,serviceMonitor.enabled=true")
 Manifest = dict
 
@@ -189,6 +190,34 @@ def test_one_namespace_needs_no_right_beyond_it() -> None:
     assert {"name": "FINETUNE_OPERATOR_NAMESPACE", "value": "team-a"} in environment(manifests)
 
 
+def test_the_documents_table_of_rights_is_the_charts() -> None:
+    section = DOCS.read_text().split("## What it may do")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][2:]
+    written = set()
+    for name, verbs in (row[:2] for row in rows):
+        resource, _, sub = name.partition("/")
+        plural, _, group = resource.partition(".")
+        written |= {(group, f"{plural}/{sub}" if sub else plural, verb) for verb in verbs.split(", ")}
+    given = {
+        (group, resource, verb)
+        for _, rule in rules(render("--set", "kueue.enabled=true,progress=apiProxy"))
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert written == given
+
+
+def test_every_setting_is_in_the_document() -> None:
+    section = DOCS.read_text().split("## Settings")[1].split("\n## ")[0]
+    table = [line.split("|")[1] for line in section.splitlines() if line.startswith("| ")][2:]
+    assert {name.strip() for cell in table for name in cell.split(",")} == settings()
+
+
+def settings() -> set[str]:
+    return {name.upper() for name in Settings.model_fields} - {"OPERATOR_CLASS"} | {"CLASS"}
+
+
 def environment(manifests: list[Manifest]) -> list[dict]:
     (deployment,) = of_kind(manifests, "Deployment")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
@@ -206,10 +235,9 @@ def test_the_lease_has_the_name_that_the_role_allows() -> None:
 
 def test_settings_of_the_deployment_are_settings_of_the_operator() -> None:
     """A name that the operator does not know would be passed over in silence."""
-    known = {name.upper() for name in Settings.model_fields} - {"OPERATOR_CLASS"} | {"CLASS"}
     everything = render("--set", "kueue.enabled=true,operatorClass=gpu,progress=off")
     given = {entry["name"].removeprefix("FINETUNE_OPERATOR_") for entry in environment(everything)}
-    assert given <= known
+    assert given <= settings()
 
 
 def test_a_class_reaches_the_operator_and_its_pod_monitor() -> None:
