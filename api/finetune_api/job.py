@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
-from finetune_api.base import Model, ObjectName
+from finetune_api.base import DNS_SUBDOMAIN, Model, ObjectName
 from finetune_api.base_model import BaseModelSpec
 from finetune_api.dataset import DatasetSpec
 from finetune_api.engine import EngineSpec
@@ -79,8 +79,9 @@ class FineTuneJobSpec(Model):
     """Stop and free the resources; set to false to go on from the last checkpoint."""
     run_policy: RunPolicySpec | None = None
     """Queue, retries, deadlines, clean-up."""
-    operator_class: ObjectName | None = None
-    """Which operator serves the job, where there are several. Default: the one without a class."""
+    operator_class: Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=DNS_SUBDOMAIN)] | None = None
+    """Which operator serves the job, where there are several; what it makes is labelled with it. Default: the one
+    without a class."""
 
 
 class FineTuneJob(Model):
