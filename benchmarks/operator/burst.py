@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from benchmarks.operator.floor import floor, recorded
 from benchmarks.operator.jobs import Arrivals, children, collection, completed, create, until
-from benchmarks.operator.plane import Plane, calls
+from benchmarks.operator.plane import Plane, calls, sum_of
 
 PATIENCE = 900.0
 
@@ -39,6 +39,8 @@ class Burst:
     calls_children: dict[str, float]
     """Requests until the last child Job existed, by verb and resource."""
     calls_succeeded: dict[str, float]
+    passes: float
+    """Reconciles until all had succeeded."""
     children: int
     owners: int
     phases: dict[str, int]
@@ -83,7 +85,8 @@ async def measure_burst(plane: Plane, namespace: str, count: int) -> Burst:
         return await plane.jobs_in("Succeeded") >= count
 
     ended = await until(all_succeeded, PATIENCE, "the success of all")
-    cpu_succeeded, calls_succeeded = plane.spent(cpu), calls(await plane.metrics(), requests)
+    metrics, cpu_succeeded = await plane.metrics(), plane.spent(cpu)
+    passes = "finetune_operator_reconcile_seconds_count"
     jobs = await admin.list(collection(namespace))
     made = await admin.list(children(namespace), metadata=True)
     owners = {owner["uid"] for child in made for owner in child["metadata"]["ownerReferences"]}
@@ -94,7 +97,8 @@ async def measure_burst(plane: Plane, namespace: str, count: int) -> Burst:
         cpu_children=cpu_children,
         cpu_succeeded=cpu_succeeded,
         calls_children=calls_children,
-        calls_succeeded=calls_succeeded,
+        calls_succeeded=calls(metrics, requests),
+        passes=sum_of(metrics, passes) - sum_of(requests, passes),
         children=len(made),
         owners=len(owners),
         phases=dict(Counter(job["status"]["phase"] for job in jobs)),

@@ -61,6 +61,7 @@ def _burst(figures: Figures) -> Iterator[Row]:
     yield "API calls a job until Succeeded", f"{sum(burst.calls_succeeded.values()) / jobs:.2f}", "<= 12"
     for call, count in burst.calls_succeeded.items():
         yield f"  {call}", f"{count / jobs:.2f}", ""
+    yield "passes a job until Succeeded", f"{burst.passes / jobs:.1f}", ""
     yield "child Jobs, owners of them", f"{burst.children}, {burst.owners}", f"{jobs}, {jobs}"
 
 
