@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
-from pydantic.alias_generators import to_snake
+from pydantic import alias_generators
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+to_snake = cache(alias_generators.to_snake)
+"""Rules ask for the same few fields of every object: four fifths of the time of a check went into their names."""
 
 
 class Rule(Protocol):
