@@ -34,10 +34,12 @@ class Answers:
     def __init__(self) -> None:
         self.answers: list[tuple[int, object]] = []
         self.asked: list[tuple[str, str, dict[str, str], str]] = []
+        self.accepted: list[str] = []
 
     async def answer(self, request: web.Request) -> web.Response:
         text = await request.text()
         self.asked.append((request.method, request.path, dict(request.query), text))
+        self.accepted.append(request.headers["Accept"])
         status, body = self.answers.pop(0)
         return web.Response(status=status, text=body if isinstance(body, str) else json.dumps(body))
 
@@ -102,6 +104,22 @@ async def test_what_is_not_there(server: Served) -> None:
         await kube.apply_status(FINETUNEJOBS, "art", "dog", {})
     assert answers.asked[3][2] == {"fieldManager": "finetune-operator", "force": "true"}
     assert answers.asked[3][1].endswith("/namespaces/art/finetunejobs/dog/status")
+
+
+async def test_only_the_metadata_comes_back_of_what_nobody_reads_more_of(server: Served) -> None:
+    answers, kube, _ = server
+    answers.answers = [(201, {}), (201, {})]
+    await kube.create(EVENTS, "art", {"kind": "Event"})
+    await kube.create(JOBS, "art", {"kind": "Job"})
+    assert ["as=PartialObjectMetadata;" in accept for accept in answers.accepted] == [True, False]
+
+
+async def test_nobody_is_followed_elsewhere(server: Served) -> None:
+    """A redirect would take the operator's token along."""
+    answers, kube, _ = server
+    answers.answers = [(302, {}), (200, {"kind": "Job"})]
+    with pytest.raises(ApiError, match="302"):
+        await kube.get(JOBS, "art", "dog")
 
 
 async def test_lists_come_in_pages(server: Served) -> None:
