@@ -8,7 +8,7 @@ STEP   := hack/step.sh
 export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint generate images kind-up kind-down
+.PHONY: help venv demo test chaos lint generate images kind-up kind-down
 
 help: ## What can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,10 @@ demo: venv ## Fine-tunes the example subject on this machine, without a cluster 
 
 test: venv ## All tests; those that need Docker are skipped without it (40 minutes). KEEP=1 keeps the cluster
 	@$(STEP) "all tests" $(BIN)/python -m pytest
+
+chaos: venv ## The operator in 1000 schedules of faults (4 minutes). SCHEDULES=20000 SEED=123 (the first) choose others
+	@$(STEP) "schedules of faults" env FINETUNE_CHAOS_SCHEDULES=$(SCHEDULES) FINETUNE_CHAOS_SEED=$(SEED) \
+	  $(BIN)/python -m pytest tests/chaos --timeout=0
 
 lint: venv ## ruff and mypy (1 minute)
 	@$(STEP) "ruff" $(BIN)/ruff check .

@@ -40,8 +40,8 @@ class Facts:
         self.exhausted = False
         self.failed_otherwise = False
         self.exit_codes: set[int] = set()
-        self.began_at: float | None = None
-        """When the first of its containers ran."""
+        self.began_at: dict[str, float] = {}
+        """By UID of a pod that exists: when its container began."""
         self.suspensions = 0
         self.resumptions = 0
         self.admissions = 0
@@ -157,7 +157,7 @@ class Judge:
         known = facts.completed_at is not None and now - facts.completed_at > LONGEST_PASS_SECONDS
         if reason not in ("Published", "ResultUnreported") and known:
             self._fail(f"{uid} ended with {reason}, though its Job had long been complete")
-        began = facts.began_at is not None and now - facts.began_at > LONGEST_PASS_SECONDS
+        began = any(now - at > LONGEST_PASS_SECONDS for at in facts.began_at.values())
         if reason == "StartDeadlineExceeded" and began and not facts.suspensions:
             self._fail(f"{uid} ended with {reason}, though its trainer had long begun")
 
@@ -237,8 +237,10 @@ class Judge:
         code = exit_code(pod)
         if code is not None:
             facts.exit_codes.add(code)
-        if pod["status"].get("phase") == "Running" and facts.began_at is None:
-            facts.began_at = self._seconds()
+        if write.kind == "DELETED":
+            facts.began_at.pop(uid_of(pod), None)
+        elif pod["status"].get("phase") == "Running":
+            facts.began_at.setdefault(uid_of(pod), self._seconds())
         before = write.old or pod
         told = before["metadata"].get("deletionTimestamp") or owner_uid(pod) in self._groups_that_broke
         if by_operator and not told and not is_terminal(before):

@@ -35,6 +35,9 @@ STORM_STEPS = 120
 CALM_STEPS = 900
 """At 5 s: audits come every 300 s, and what a worker postpones after errors is done within 180 s."""
 REST_SECONDS = 1800.0
+REST_CALLS = 10
+"""In REST_SECONDS, besides the audits' lists: a last look at what an audit found, and for each job that waits for its
+user."""
 QUOTA = "exceeded quota: few, requested: pods=1, used: pods=4, limited: pods=4"
 
 
@@ -290,20 +293,21 @@ class World:
         await asyncio.sleep(REST_SECONDS)
         self.check()
         del calls["list FineTuneJob"], calls["list FineTuneProfile"], calls["list Job"], calls["list Pod"]
-        if sum(calls.values()) > 10 * waiting:
+        if sum(calls.values()) > REST_CALLS * (1 + waiting):
             raise BrokenRuleError(f"there is nothing to do, and yet: {dict(calls)}")
         self._left_over(process)
 
     def _left_over(self, process: Process) -> None:
         jobs = {uid_of(job): job for job in self.users.jobs()}
         for kind in (JOBS, CONFIGMAPS, SERVICES, PODS):
-            owners = jobs if kind is not PODS else {uid_of(job) for job in self.api.find(JOBS)}
+            owners = jobs if kind is not PODS else {uid_of(job): job for job in self.api.find(JOBS)}
             for body in self.api.find(kind):
                 name = f"{kind.kind} {body['metadata']['name']}"
                 stuck = kind is PODS and body["spec"].get("nodeName") in self.nodes.lost
                 if owner_uid(body) and owner_uid(body) not in owners and not stuck:
                     raise BrokenRuleError(f"{name} is left over")
-                if kind is JOBS and not (condition(body, "Complete") or condition(body, "Failed")):
+                doomed = "deletionTimestamp" in owners.get(owner_uid(body), body)["metadata"]
+                if kind is JOBS and not doomed and not (condition(body, "Complete") or condition(body, "Failed")):
                     raise BrokenRuleError(f"{name} still runs, though its FineTuneJob has ended")
         remembered = {(key.namespace, key.name) for key in process.store.jobs}
         if remembered != self.api.objects[FINETUNEJOBS].keys():
