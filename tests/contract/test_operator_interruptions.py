@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from finetune_operator.client import Kube
+from finetune_operator.connection import Connection
 from finetune_operator.metrics import Metrics
 from finetune_operator.policies.replacement import ENDS_BORNE
 from finetune_operator.projections import Key
@@ -76,6 +77,31 @@ def test_a_pod_on_a_lost_node_is_replaced_only_once_it_is_declared_failed(place:
     assert not place.job("dog").status.failed, "a lost node does not count"
 
 
+def test_a_pod_that_outlived_its_group_does_not_count(place: Place, operator: Operator) -> None:
+    """It is frozen: the kubelet ends it with SIGKILL when its grace is over, and 137 alone would count."""
+    place.submit("two", engine={"nodes": 2})
+    pod = place.pod("two")
+    binding = {"metadata": {"name": pod.metadata.name}, "target": {"kind": "Node", "name": NODE}}
+    place.core.create_namespaced_pod_binding(pod.metadata.name, place.name, binding, _preload_content=False)
+    place.runs(pod)
+
+    action = DeletePod(pod.metadata.name, pod.metadata.uid, NODE, force=False)
+    asyncio.run(carry_out(operator.kubeconfig, Key(place.name, "two"), action))
+
+    deleted = place.core.read_namespaced_pod(pod.metadata.name, place.name)
+    assert deleted.metadata.deletion_timestamp is not None
+    assert "Succeeded" != deleted.status.phase != "Failed", "it has its grace"
+    place.ends(deleted, 137)
+    index = "batch.kubernetes.io/job-completion-index"
+
+    def replaced() -> None:
+        again = [p for p in place.pods("two") if p.metadata.labels[index] == pod.metadata.labels[index]]
+        assert {p.metadata.uid for p in again} - {pod.metadata.uid}
+
+    eventually(replaced, seconds=40)
+    assert not place.job("two").status.failed
+
+
 def gone(place: Place, uid: str) -> None:
     assert uid not in [pod.metadata.uid for pod in place.pods("dog")]
 
@@ -83,7 +109,7 @@ def gone(place: Place, uid: str) -> None:
 async def carry_out(kubeconfig: Path, key: Key, action: DeletePod) -> None:
     settings = aio_client.Configuration()
     await aio_config.load_kube_config(config_file=str(kubeconfig), client_configuration=settings)
-    kube = Kube(aio_client.ApiClient(settings), Metrics())
+    kube = Kube(Connection(settings), Metrics())
     try:
         await Applier(kube, Store(), Scope()).apply(key, 0, [action])
         await Applier(kube, Store(), Scope()).apply(key, 0, [action])  # twice does no harm

@@ -32,7 +32,7 @@ from finetune_operator.scope import Scope
 from finetune_operator.specs.configmap import snapshot_config_map
 from finetune_operator.specs.job import training_job
 from finetune_operator.specs.naming import snapshot_name
-from finetune_operator.specs.pod import lost_pod_status
+from finetune_operator.specs.pod import lost_pod_status, survivor_status
 from finetune_operator.specs.service import headless_service
 from finetune_operator.store import Store
 
@@ -98,12 +98,12 @@ class Applier:
     async def _delete_pod(self, key: Key, action: DeletePod) -> None:
         """Deletion alone does not end a pod whose node is gone: the Job controller waits for a terminal phase, and
         keeps its finalizer until it sees one (tried on 1.34)."""
-        if action.force:
-            body = {"metadata": {"uid": action.uid}, "status": lost_pod_status(action.node)}
-            try:
-                await self._kube.patch_status(PODS, key.namespace, action.name, body)
-            except (NotFoundError, ConflictError):
-                return
+        status = lost_pod_status(action.node) if action.force else survivor_status()
+        try:
+            body = {"metadata": {"uid": action.uid}, "status": status}
+            await self._kube.patch_status(PODS, key.namespace, action.name, body)
+        except (NotFoundError, ConflictError):
+            return
         grace = 0 if action.force else None
         await self._kube.delete(PODS, key.namespace, action.name, action.uid, "Background", grace)
 

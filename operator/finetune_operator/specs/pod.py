@@ -64,13 +64,17 @@ def pod_template(snapshot: Snapshot, service_account: str | None) -> dict[str, A
 
 def lost_pod_status(node: str) -> dict[str, Any]:
     """status with which a pod on a node that no longer answers is declared failed, through no fault of its own."""
-    disrupted = {
-        "type": "DisruptionTarget",
-        "status": "True",
-        "reason": "NodeLost",
-        "message": f"node {node} does not answer, and the grace of its pod is long over",
-    }
-    return {"phase": "Failed", "conditions": [disrupted]}
+    message = f"node {node} does not answer, and the grace of its pod is long over"
+    return {"phase": "Failed", "conditions": [_disrupted("NodeLost", message)]}
+
+
+def survivor_status() -> dict[str, Any]:
+    """status of a pod that is deleted because it outlived its group: however it ends then does not count."""
+    return {"conditions": [_disrupted("GroupBroken", "its group is no more, and it did not notice")]}
+
+
+def _disrupted(reason: str, message: str) -> dict[str, str]:
+    return {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": message}
 
 
 def _container(snapshot: Snapshot, run: TrainingRun, profile: FineTuneProfileSpec, volumes: Volumes) -> dict[str, Any]:
