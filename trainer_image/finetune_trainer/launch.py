@@ -23,7 +23,7 @@ from finetune_trainer.signals import RESERVE_SECONDS, Stop, stop_signals
 from finetune_trainer.telemetry.board import Board
 from finetune_trainer.telemetry.listener import Listener, Listeners
 from finetune_trainer.telemetry.logs import LogListener, configure_logging
-from finetune_trainer.telemetry.termination import ended_with, failure, leave
+from finetune_trainer.telemetry.termination import ended_with, failure, leave, outcome_of
 
 log = logging.getLogger("finetune")
 
@@ -96,11 +96,15 @@ def _supervise(run: TrainingRun, place: Place, arguments: list[str], settings: S
     from finetune_trainer.group.supervisor import supervise
 
     end = supervise(place, arguments)
-    if end.result is not None:
-        leave(settings.termination_file, end.result)
-    elif end.code != ExitCode.DONE:
+    result = end.result
+    if end.code != ExitCode.DONE and (result is None or result.outcome != outcome_of(end.code)):
+        # rank 0 does not know what became of the others
         log.error("%s", end.message, extra={"exit_code": end.code})
-        leave(settings.termination_file, ended_with(run.identity.uid, end.code, end.message))
+        told = ended_with(run.identity.uid, end.code, end.message)
+        figures = {"step", "loss", "resumed_from_step"}
+        result = told if result is None else told.model_copy(update=result.model_dump(include=figures))
+    if result is not None:
+        leave(settings.termination_file, result)
     return end.code
 
 

@@ -42,7 +42,7 @@ class PodEnd:
     code: int
     message: str
     result: Result | None = None
-    """What rank 0 left, where it ended as the group did."""
+    """What rank 0 left, in its pod; it may have ended otherwise than the group."""
 
 
 def supervise(place: Place, arguments: Sequence[str]) -> PodEnd:
@@ -108,8 +108,7 @@ async def _lead(place: Place, ranks: Ranks, events: asyncio.Queue[Event | Messag
         ending = conduct.ending
         for node in range(1, place.nodes):
             members.send(node, End(code=ending.codes[node], message=ending.message))
-    code = ending.codes[0]
-    return PodEnd(code, ending.message, ranks.last_words(0) if code in (ExitCode.DONE, ExitCode.INTERRUPTED) else None)
+    return PodEnd(ending.codes[0], ending.message, ranks.last_words(0))
 
 
 async def _follow(place: Place, ranks: Ranks, events: asyncio.Queue[Event | Message]) -> PodEnd:

@@ -28,12 +28,17 @@ def failure(run_uid: str, error: BaseException, step: int, loss: float | None, r
     return ended_with(run_uid, code, text).model_copy(update=figures)
 
 
+def outcome_of(code: int) -> str:
+    """The Result's word for an exit code other than 0."""
+    return OUTCOMES.get(code, "Error")
+
+
 def ended_with(run_uid: str, code: int, text: str) -> Result:
     """The Result of a run that ended with the exit code `code`."""
     return Result.model_validate(
         {
             "run_uid": run_uid,
-            "outcome": OUTCOMES.get(code, "Error"),
+            "outcome": outcome_of(code),
             "message": text if len(text) <= 1024 else text[:1023] + "…",
         }
     )
