@@ -18,9 +18,11 @@ from support.cluster import Cluster, Namespace, fresh_namespace
 from support.waiting import eventually
 
 STEPS = 250
-UPDATE_TOLERANCE = 1e-2
-"""Length of the difference to what one process with the doubled batch learns, relative to all that it learns: sums in
-another order are rounded otherwise, and Adam carries that on from step to step."""
+FEW_STEPS = 10
+UPDATE_TOLERANCE = 1e-3
+"""Length of the difference between what the pair has learned after FEW_STEPS and what one process with the doubled
+batch has, relative to the latter. Sums in another order are rounded otherwise, and that is all; Adam amplifies it from
+step to step, so that hundreds of steps later the weights differ though the losses do not."""
 PEER_LOST = 76
 RESTART_SECONDS = 240
 """From a pod that freezes to a group that trains again: 30 s until the others miss its heartbeat, 60 s until the
@@ -29,9 +31,9 @@ whatever else the machine does."""
 GRACE_SECONDS = 10
 
 
-def pair(namespace: Namespace, name: str) -> Job:
+def pair(namespace: Namespace, name: str, steps: int = STEPS) -> Job:
     """`brief` by two pods, each with half of its batch."""
-    half = {"steps": STEPS, "batchSize": 2, "learningRate": 0.001}
+    half = {"steps": steps, "batchSize": 2, "learningRate": 0.001}
     return brief(namespace, name, profileName=PROFILE, engine={"nodes": 2}, training=half)
 
 
@@ -43,10 +45,6 @@ class Undisturbed:
     pods: list[Pod]
     job: Job
     weights: Weights
-    files: Path
-    """Folder with what the pair published."""
-    alone: Path
-    """Folder with what one process with the doubled batch published."""
 
 
 @pytest.fixture(scope="module")
@@ -68,22 +66,20 @@ def undisturbed_pair(
 ) -> Iterator[Undisturbed]:
     with fresh_namespace(cluster, "pair") as namespace:
         namespace.apply(pair(namespace, "together"))
-        watched = namespace.job("together")
         try:
-            watched.until(trains(1), seconds=240, what="training together")
-            pods = namespace.pods("together")
-            done: Job = watched.until(ended, seconds=400, what="the end")
+            done: Job = namespace.job("together").until(ended, seconds=400, what="the end")
             assert has("Succeeded")(done), done["status"]
-            namespace.apply(brief(namespace, "alone", steps=STEPS))
-            alone: Job = namespace.job("alone").until(ended, seconds=400, what="the end")
-            assert has("Succeeded")(alone), alone["status"]
         except BaseException:
             print(namespace.story())
             raise
-        files, one = tmp_path_factory.mktemp("together"), tmp_path_factory.mktemp("alone")
-        results, other = download(s3, done, files), download(s3, alone, one)
-        pods = [namespace.get("pod", pod["metadata"]["name"]) for pod in pods]
-        yield Undisturbed(pods, done, results.digests_of_weights(), results.weights, other.weights)
+        weights = download(s3, done, tmp_path_factory.mktemp("together")).digests_of_weights()
+        yield Undisturbed(namespace.pods("together"), done, weights)
+
+
+def test_two_pods_train_on_two_nodes(undisturbed_pair: Undisturbed) -> None:
+    assert {pod["spec"]["nodeName"] for pod in undisturbed_pair.pods} == {kind.FIRST, kind.SECOND}
+    assert [exit_code(pod) for pod in undisturbed_pair.pods] == [0, 0]
+    assert len(attempts(undisturbed_pair.job)) == 1
 
 
 def update(weights: Path) -> torch.Tensor:
@@ -94,17 +90,18 @@ def update(weights: Path) -> torch.Tensor:
     return torch.cat(halves)
 
 
-def test_two_pods_do_what_one_with_the_doubled_batch_does(
-    undisturbed_pair: Undisturbed, capsys: pytest.CaptureFixture[str]
+def test_they_do_what_one_with_the_doubled_batch_does(
+    namespace: Namespace, one_pod_a_node: str, s3: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert {pod["spec"]["nodeName"] for pod in undisturbed_pair.pods} == {kind.FIRST, kind.SECOND}
-    assert [exit_code(pod) for pod in undisturbed_pair.pods] == [0, 0]
-    assert len(attempts(undisturbed_pair.job)) == 1
-    together, alone = update(undisturbed_pair.files), update(undisturbed_pair.alone)
-    difference = float((together - alone).norm() / alone.norm())
+    namespace.apply(pair(namespace, "together", FEW_STEPS), brief(namespace, "alone", steps=FEW_STEPS))
+    learned = {}
+    for name in ("together", "alone"):
+        done: Job = namespace.job(name).until(ended, seconds=240, what="the end")
+        assert has("Succeeded")(done), done["status"]
+        learned[name] = update(download(s3, done, tmp_path / name).weights)
+    difference = float((learned["together"] - learned["alone"]).norm() / learned["alone"].norm())
     with capsys.disabled():
         print(f" relative difference {difference:.2e}", end="")
-    assert alone.norm() > 0
     assert 0 < difference <= UPDATE_TOLERANCE
 
 
@@ -158,7 +155,9 @@ def test_one_killed_and_one_frozen(
     resumed = [a["resumedFromStep"] for a in attempts(done) if a.get("resumedFromStep")]
     assert len(resumed) >= 2
     assert resumed == sorted(resumed)
-    assert done["status"]["retries"] <= 1, "the pod that was killed may count, its peers never"
+    assert (done["status"]["retries"], done["status"]["interruptions"]) == (2, 2), (
+        "each mishap counts once, its peer never"
+    )
 
     def all_ended() -> None:
         assert not running(namespace, "pair")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from jobs import Job, brief, condition, has, profile
+from support import kind
 from support.cluster import Cluster, Namespace
 from support.kueue import PENDING, Kueue
 from support.waiting import eventually
@@ -86,7 +87,7 @@ def pod_security(namespace: Namespace, job: Job) -> Iterator[None]:
         eventually(in_force, seconds=60)
         yield
     finally:
-        for kind in ("validatingadmissionpolicybinding", "validatingadmissionpolicy"):
+        for what in ("validatingadmissionpolicybinding", "validatingadmissionpolicy"):
             namespace.cluster.kubectl("delete", kind, name)
 
 
@@ -108,8 +109,8 @@ def with_profile(**spec: Any) -> Obstacle:
     """A profile of the administrator's that does not fit this cluster."""
 
     def make(namespace: Namespace, job: Job) -> Iterator[None]:
-        with profile(namespace.cluster, namespace.name, **spec):
-            job["spec"]["profileName"] = namespace.name
+        with profile(namespace.cluster, f"e2e-{namespace.name[-4:]}", **spec) as name:
+            job["spec"]["profileName"] = name
             yield
 
     return make
@@ -220,15 +221,14 @@ def load() -> str:
 
 def test_obstacles_that_go_away_are_forgotten(cluster: Cluster, namespace: Namespace) -> None:
     """Nobody has to do anything but remove the obstacle."""
-    with profile(cluster, namespace.name, nodeSelector={"finetune.dev/test": namespace.name}):
-        namespace.apply(brief(namespace, steps=5, profileName=namespace.name))
+    mark = namespace.name[-4:]
+    with profile(cluster, f"e2e-{mark}", nodeSelector={"finetune.dev/test": mark}) as name:
+        namespace.apply(brief(namespace, steps=5, profileName=name))
         watched = namespace.job("brief")
         watched.until(has("PodsReady", "False", "Unschedulable"), seconds=60, what="Unschedulable")
-        label = f"finetune.dev/test={namespace.name}"
-        node = cluster.kubectl("get", "nodes", "--output", "name").split()[0]
-        cluster.kubectl("label", node, label)
+        cluster.kubectl("label", "node", kind.FIRST, f"finetune.dev/test={mark}")
         try:
             done = watched.until(has("Succeeded"), seconds=180, what="success")
         finally:
-            cluster.kubectl("label", node, "finetune.dev/test-")
+            cluster.kubectl("label", "node", kind.FIRST, "finetune.dev/test-")
         assert condition(done, "PodsReady")["reason"] == "Finished"
