@@ -88,7 +88,7 @@ def pod_security(namespace: Namespace, job: Job) -> Iterator[None]:
         yield
     finally:
         for what in ("validatingadmissionpolicybinding", "validatingadmissionpolicy"):
-            namespace.cluster.kubectl("delete", kind, name)
+            namespace.cluster.kubectl("delete", what, name)
 
 
 PLAIN_POD = {
