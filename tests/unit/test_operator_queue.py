@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from itertools import pairwise
 
 import pytest
 from finetune_operator.projections import Key
-from finetune_operator.queue import FIRST_BACKOFF, LONGEST_BACKOFF, WorkQueue
+from finetune_operator.queue import FIRST_BACKOFF, LONGEST_BACKOFF, WorkQueue, spread
 
 A, B = Key("n", "a"), Key("n", "b")
 
@@ -113,3 +115,35 @@ async def test_a_worker_wakes_by_itself_when_something_is_due() -> None:
     queue.add_after(A, 0.01)
     async with asyncio.timeout(5):
         assert (await queue.get())[0] == A
+
+
+async def test_passes_that_wait_for_nothing_keep_nobody_waiting(queue: WorkQueue) -> None:
+    keys = [Key("n", str(number)) for number in range(100)]
+    for key in keys:
+        queue.add(key)
+    done: list[Key] = []
+
+    async def work() -> None:
+        while len(done) < len(keys):
+            key, _ = await queue.get()
+            done.append(key)
+            queue.done(key)
+
+    seen: list[int] = []
+
+    async def look_around() -> None:
+        while not seen or seen[-1] < len(keys):
+            seen.append(len(done))
+            await asyncio.sleep(0)
+
+    await asyncio.gather(work(), look_around())
+    assert max(later - sooner for sooner, later in pairwise(seen)) <= 1
+
+
+def test_who_was_looked_at_together_does_not_come_back_together() -> None:
+    delays = [spread(Key("team", f"job-{number}"), 900) for number in range(5000)]
+    assert min(delays) >= 675
+    assert max(delays) <= 900
+    a_second = Counter(map(int, delays)).values()
+    assert max(a_second) < 100, "5000 over 225 s, by chance about 22 each"
+    assert spread(A, 900) == spread(A, 900) != spread(B, 900)

@@ -13,7 +13,7 @@ from finetune_operator.client import ConflictError, Kube, NotFoundError
 from finetune_operator.events import EventWriter
 from finetune_operator.metrics import Metrics
 from finetune_operator.projections import JobState, Key, job_state
-from finetune_operator.queue import WorkQueue
+from finetune_operator.queue import WorkQueue, spread
 from finetune_operator.reconcile.actions import Plan
 from finetune_operator.reconcile.apply import Applier, LookAgainError, RefusedError
 from finetune_operator.reconcile.observe import Observer
@@ -66,7 +66,7 @@ class Controller:
         self._idle = asyncio.Event()
 
     async def work(self) -> None:
-        """One worker; runs until it is cancelled or drained. An error costs the key a pause, never the worker its life."""
+        """One worker; runs until it is cancelled or drained. An error costs the key a pause, never the worker's life."""
         while True:
             key, waited = await self._queue.get()
             if self._leaving:
@@ -129,12 +129,12 @@ class Controller:
                 await self._report(job, seen, intended, now)
                 return REFUSED_SECONDS.get(error.readiness.reason, REFUSED_DEFAULT_SECONDS)
             await self._report(job, seen, intended, now)
-            return self._next(intended)
+            return self._next(key, intended)
         raise RuntimeError(f"{key} changed {LOOKS} times while it was looked at")
 
-    def _next(self, intended: Plan) -> float | None:
+    def _next(self, key: Key, intended: Plan) -> float | None:
         ended = intended.status is None or intended.status.completion_time is not None
-        timers = [intended.requeue_after, None if ended else self._resync]
+        timers = [intended.requeue_after, None if ended else spread(key, self._resync)]
         if intended.status is not None and ended:
             timers.append(0.0)  # once more, for what follows the end
         return min((seconds for seconds in timers if seconds is not None), default=None)
