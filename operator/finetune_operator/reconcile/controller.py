@@ -66,7 +66,7 @@ class Controller:
         self._idle = asyncio.Event()
 
     async def work(self) -> None:
-        """One worker; runs until it is cancelled or drained. An error costs the key a pause, never the worker's life."""
+        """One worker, until it is cancelled or drained. An error costs the key a pause, never the worker its life."""
         while True:
             key, waited = await self._queue.get()
             if self._leaving:
