@@ -29,8 +29,9 @@ INTERRUPTIONS = frozenset(
         "EvictionByEvictionAPI",
         "DeletionByPodGC",
         "TerminationByKubelet",
-        # ours, where a node no longer answers
+        # ours, where a node no longer answers, and for a pod that outlived its group
         "NodeLost",
+        "GroupBroken",
     }
 )
 """Ends that are nobody's fault and do not count."""
