@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from jobs import Results, condition, download, ended, example, has, step
 from judging import PICTURES, base_pipeline, judge, lora_pipeline
-from support.cluster import OPERATOR_NAMESPACE, Cluster, Namespace, fresh_namespace
+from support.cluster import Cluster, Namespace, fresh_namespace
 from support.prometheus import Prometheus, dashboard_queries
 from support.waiting import eventually
 
@@ -114,33 +114,6 @@ def _span(job: dict[str, Any]) -> tuple[float, float]:
     status = job["status"]
     start, end = (datetime.fromisoformat(status[key]).timestamp() for key in ("startTime", "completionTime"))
     return start, end
-
-
-def test_interrupted_and_still_the_same_weights(
-    lora: Done, cluster: Cluster, namespace: Namespace, s3: Any, tmp_path: Path
-) -> None:
-    """The operator is killed in the middle, then the training pod: the job goes on from its checkpoint and ends with
-    the very bytes of the run that nothing disturbed."""
-    job = example("finetunejob.yaml", namespace)
-    job["spec"]["checkpoints"] = {"everySeconds": 5}
-    namespace.apply(job)
-    watched = namespace.job("figure")
-    watched.until(lambda j: step(j) > 0, seconds=300, what="training")
-    cluster.kubectl(
-        "--namespace", OPERATOR_NAMESPACE, "delete", "pod", "--selector", "app.kubernetes.io/name=finetune-operator",
-        "--grace-period", "0", "--force",
-    )  # fmt: skip
-    (pod,) = namespace.pods("figure")
-    namespace.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false")
-
-    done = watched.until(ended, seconds=900, what="the end")
-    assert has("Succeeded")(done), done["status"]
-    attempts = done["status"]["attempts"]
-    assert len(attempts) == 2
-    assert done["status"].get("retries", 0) == 0, "an interruption is not a failure"
-    results = download(s3, done, tmp_path)
-    assert results.manifest["training"]["resumedFromStep"] > 0
-    assert results.digests_of_weights() == lora.results.digests_of_weights()
 
 
 def test_deleting_the_job_removes_all_it_owned(lora: Done) -> None:
