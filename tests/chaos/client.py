@@ -102,6 +102,8 @@ class Client:
     async def delete(
         self, resource: Resource, namespace: str, name: str, uid: str, propagation: str, grace: int | None = None
     ) -> None:
+        assert uid, f"a deletion of {resource.kind} {name} names no UID: it may meet another one of that name"
+
         def act() -> None:
             self._api.delete(self.who, resource, namespace, name, uid, propagation, grace)
 

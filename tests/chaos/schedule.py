@@ -18,7 +18,7 @@ from finetune_operator.projections import pod_state
 from finetune_operator.resources import CONFIGMAPS, FINETUNEJOBS, JOBS, PODS, SERVICES, Resource
 from support.memory_api import Body, MemoryApi, Write, owner_uid, uid_of
 from support.observations import NOW
-from support.virtual_time import VirtualLoop
+from support.virtual_time import StandstillError, VirtualLoop
 
 from chaos import garbage, history, kueue
 from chaos.client import Client
@@ -35,6 +35,8 @@ STORM_STEPS = 120
 CALM_STEPS = 900
 """At 5 s: audits come every 300 s, and what a worker postpones after errors is done within 180 s."""
 REST_SECONDS = 1800.0
+MOST_CALLS = 10_000
+"""In a whole schedule; 400 are usual."""
 REST_CALLS = 10
 """In REST_SECONDS, besides the audits' lists: a last look at what an audit found, and for each job that waits for its
 user."""
@@ -98,6 +100,8 @@ class World:
             error = process.died_by_itself()
             if error is not None:
                 self.fail(f"{process.client.who} ended by itself: {error!r}")
+        if self.calls + sum(process.client.calls for process in self.processes) > MOST_CALLS:
+            self.fail(f"more than {MOST_CALLS} requests: somebody is busy without end")
         if self.broken:
             raise BrokenRuleError(self.broken)
 
@@ -338,8 +342,11 @@ def _summary(job: Body) -> str:
 
 def play(seed: int) -> Outcome:
     """Plays the schedule of this seed. Raises BrokenRuleError with the last events."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(_play(seed))
+    try:
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            return runner.run(_play(seed))
+    except StandstillError as error:
+        raise BrokenRuleError(f"time stands still: {error}") from error
 
 
 async def _play(seed: int) -> Outcome:

@@ -60,7 +60,7 @@ class Users:
         """Somebody meddles with what is the operator's, or stands in its way."""
         kinds = ((2, JOBS), (2, PODS), (1, CONFIGMAPS), (1, SERVICES))
         acts: list[tuple[int, Any]] = [(weight, partial(self._remove, kind)) for weight, kind in kinds]
-        self._one_of([*acts, (2, self._foreign), (1, self._forge_snapshot)])
+        self._one_of([*acts, (2, self._foreign), (1, self._usurp), (1, self._forge_snapshot)])
 
     def submit(self, name: str) -> None:
         rng = self._rng
@@ -160,6 +160,11 @@ class Users:
             template = {"metadata": {"labels": {}}, "spec": {}}
             body = {"metadata": {"name": name}, "spec": {"suspend": True, "template": template}}
             self._api.create(WHO, kind, NAMESPACE, body)
+
+    def _usurp(self) -> None:
+        """A Job of somebody else takes the place of a job's."""
+        self._remove(JOBS)
+        self._foreign()
 
     def _remove(self, kind: Any) -> None:
         found = self._api.find(kind)

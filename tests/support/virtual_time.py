@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import selectors
 
+MOST_TURNS = 20_000
+
 
 class StandstillError(Exception):
-    """Every task waits for something that no timer will bring."""
+    """Time stands still: every task waits for something that no timer will bring, or some are busy without end."""
 
 
 class _JumpingSelector(selectors.SelectSelector):
@@ -16,12 +18,18 @@ class _JumpingSelector(selectors.SelectSelector):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
+        self._turns = 0
+        """Of the event loop since the time last moved."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
-            raise StandstillError
+            raise StandstillError("all wait, and nothing is due")
+        self._turns += 1
         if timeout > 0:
             self.now += timeout
+            self._turns = 0
+        if self._turns > MOST_TURNS:
+            raise StandstillError(f"busy for {MOST_TURNS} turns at {self.now:.2f} s")
         return []
 
 
