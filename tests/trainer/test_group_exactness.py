@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 from finetune_api import TrainingRun
+from finetune_trainer.errors import ConfigurationError
 from finetune_trainer.families import load_family
+from finetune_trainer.group.seat import Seat
+from finetune_trainer.making import device_of
 from finetune_trainer.training.schedule import total_steps
 from safetensors.torch import load
 from support.groups import Trained, train_as_group, train_in_group
@@ -99,6 +102,14 @@ def test_a_single_process_knows_nothing_of_groups(tiny_sd: Path, pictures: Path,
         "finetune_trainer.engines.replicated",
     )
     assert [name for name in unneeded if name in sys.modules] == []
+
+
+def test_each_process_needs_a_gpu_of_its_own_where_there_are_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    seat = Seat(rank=2, size=4, local_rank=2, generation="g", store_host="127.0.0.1", store_port=1)
+    with pytest.raises(ConfigurationError, match=r"processesPerNode is more than 2, but there are 2 GPUs"):
+        device_of(seat)
 
 
 def test_an_epoch_is_shared_by_all_processes() -> None:

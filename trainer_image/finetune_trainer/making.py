@@ -16,7 +16,7 @@ from PIL import Image
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.data.class_images import ensure_class_images
 from finetune_trainer.data.pictures import PictureSet
-from finetune_trainer.errors import Interrupted
+from finetune_trainer.errors import ConfigurationError, Interrupted
 from finetune_trainer.evaluation.contact_sheet import contact_sheet
 from finetune_trainer.evaluation.drawing import draw_pictures
 from finetune_trainer.evaluation.judge import judge_run
@@ -182,11 +182,21 @@ def help_making(
 
 
 def device_of(seat: Seat | None) -> torch.device:
-    """The GPU of this process, or the CPU where there is none."""
+    """The GPU of this process, or the CPU where there is none.
+
+    Raises:
+        ConfigurationError: there are fewer GPUs than processes.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
     if seat is None:
         return torch.device("cuda")
+    count = torch.cuda.device_count()
+    if seat.local_rank >= count:
+        raise ConfigurationError(
+            f"spec.engine.processesPerNode is more than {seat.local_rank}, but there are {count} GPUs; use as many "
+            "processes as the profile's resources.limits have GPUs"
+        )
     torch.cuda.set_device(seat.local_rank)
     return torch.device("cuda", seat.local_rank)
 
@@ -240,7 +250,8 @@ def _loadable(files: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _settings(run: TrainingRun, outcome: TrainOutcome) -> dict[str, object]:
-    training = run.training
+    training, processes = run.training, run.engine.nodes * run.engine.processes_per_node
+    batch = (training.batch_size, training.gradient_accumulation_steps, processes)
     method = run.method.lora or run.method.dream_booth
     rows: dict[str, object] = {"Technique": run.method.name}
     if method is not None:
@@ -254,7 +265,7 @@ def _settings(run: TrainingRun, outcome: TrainOutcome) -> dict[str, object]:
         )
     rows |= {
         "Steps": outcome.total_steps,
-        "Batch": f"{training.batch_size} × {training.gradient_accumulation_steps}",
+        "Batch": " × ".join(map(str, batch if processes > 1 else batch[:2])),
         "Learning rate": f"{training.learning_rate:g}, {training.scheduler.name}",
         "Optimizer": training.optimizer.name,
         "Seed": training.seed,
