@@ -65,7 +65,11 @@ async def measure(sizes: Sizes, console: Console) -> report.Figures:
         cold = await steady.measure_cold_start(running, sizes.present)
         fresh = running.memory()
         console.log(f"{sizes.running} trainings to follow")
-        followed = await progress.measure_progress(running, sizes.running, resting, RATE, sizes.progress_seconds)
+        try:
+            followed = await progress.measure_progress(running, sizes.running, resting, RATE, sizes.progress_seconds)
+        except TimeoutError as error:
+            console.log(f"[red]given up: {error or 'edits were not told of'}")
+            followed = None  # what was measured before still counts
         return report.Figures(
             jobs=sizes.jobs,
             present=sizes.present,

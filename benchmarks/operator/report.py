@@ -27,7 +27,7 @@ class Figures:
     trickle: Trickle
     cold: ColdStart
     memory_fresh: float
-    followed: Followed
+    followed: Followed | None
     peak: float
 
 
@@ -46,7 +46,8 @@ def rows(figures: Figures) -> Iterator[Row]:
     """(what, measured, what it is held against)."""
     yield from _burst(figures)
     yield from _present(figures)
-    yield from _progress(figures.followed)
+    if figures.followed is not None:
+        yield from _progress(figures.followed)
 
 
 def _burst(figures: Figures) -> Iterator[Row]:

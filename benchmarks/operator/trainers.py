@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 STEPS = 100_000
@@ -25,8 +26,6 @@ class Trainers:
     """Address → (UID of the FineTuneJob, UID of the pod) of those that answer."""
     silent: list[str]
     """Addresses that accept connections and never say a word."""
-    asked: dict[str, list[float]] = field(default_factory=dict)
-    """Address → monotonic seconds of each question."""
     _began: float = field(default_factory=time.monotonic)
 
     async def start(self) -> list[asyncio.Server]:
@@ -36,25 +35,23 @@ class Trainers:
     async def _listen(self, hosts: list[str], handle: Callable[..., object]) -> asyncio.Server:
         return await asyncio.start_server(handle, hosts, self.port, backlog=64)
 
-    def _note(self, writer: asyncio.StreamWriter) -> str:
-        host = str(writer.get_extra_info("sockname")[0])
-        self.asked.setdefault(host, []).append(time.monotonic())
-        return host
-
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        host = self._note(writer)
-        request = await reader.readuntil(b"\r\n\r\n")
+        host = str(writer.get_extra_info("sockname")[0])
+        with suppress(asyncio.IncompleteReadError, ConnectionError):  # who asks may have lost patience
+            request = await reader.readuntil(b"\r\n\r\n")
+            writer.write(self._said(host, request))
+            await writer.drain()
+        writer.close()
+
+    def _said(self, host: str, request: bytes) -> bytes:
         run, pod = self.pods[host]
         step = int(time.monotonic() - self._began) + 1
         said = {"runUid": run, "podUid": pod, "stage": "Training", "step": step, "totalSteps": STEPS, "loss": 1 / step}
         body = json.dumps(said).encode()
-        right = request.startswith(b"GET /progress ")
-        head = f"HTTP/1.1 {'200 OK' if right else '404 Not Found'}\r\nContent-Length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body)
-        await writer.drain()
-        writer.close()
+        status = "200 OK" if request.startswith(b"GET /progress ") else "404 Not Found"
+        return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
     async def _ignore(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._note(writer)
-        await reader.read()  # until the other side gives up
+        with suppress(ConnectionError):
+            await reader.read()  # until the other side gives up
         writer.close()
