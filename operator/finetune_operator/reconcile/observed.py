@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from finetune_api.run_policy import RunPolicySpec
@@ -45,7 +46,7 @@ class Observed:
     refusal: Readiness | None = None
     """Why the API server did not take a child a moment ago."""
 
-    @property
+    @cached_property
     def policy(self) -> RunPolicySpec:
         """spec.runPolicy; what cannot be read counts as not set, and the job is not accepted anyway."""
         try:
@@ -58,7 +59,7 @@ class Observed:
         """spec.suspend."""
         return bool(self.spec.get("suspend"))
 
-    @property
+    @cached_property
     def conditions(self) -> dict[str, Condition]:
         """Recorded conditions by type."""
         return {condition.type: condition for condition in self.status.conditions or []}

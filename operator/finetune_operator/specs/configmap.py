@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from finetune_api.profile import FineTuneProfileSpec
@@ -24,7 +25,7 @@ class Snapshot:
     profile_json: str
     profile_name: str = ""
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of run_json, in hex."""
         return hashlib.sha256(self.run_json.encode()).hexdigest()
@@ -34,11 +35,11 @@ class Snapshot:
         """SHA-256 of profile_json, in hex."""
         return hashlib.sha256(self.profile_json.encode()).hexdigest()
 
-    @property
+    @cached_property
     def run(self) -> TrainingRun:
         return TrainingRun.from_json(self.run_json)
 
-    @property
+    @cached_property
     def profile(self) -> FineTuneProfileSpec:
         """The profile, image filled in."""
         return FineTuneProfileSpec.model_validate_json(self.profile_json)
