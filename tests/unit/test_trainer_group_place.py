@@ -1,5 +1,8 @@
 """Who is whom in a group, and what is refused."""
 
+import subprocess
+import sys
+
 import pytest
 from finetune_trainer.errors import ConfigurationError
 from finetune_trainer.group.place import Place, place_of
@@ -47,3 +50,11 @@ def test_ranks_are_counted_over_all_pods() -> None:
 def test_a_machine_that_does_not_know_its_place_is_told_what_to_do(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         place({"nodes": 2}, **settings)
+
+
+def test_a_training_process_ends_with_its_supervisor_whatever_it_waits_for() -> None:
+    code = "from finetune_trainer.group import seat; import time; seat.end_with_supervisor(); time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(60) == 76
