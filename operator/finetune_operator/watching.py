@@ -27,6 +27,9 @@ SERVER_TIMEOUT = 240
 CLIENT_TIMEOUT = 270
 FIRST_DELAY, LONGEST_DELAY = 0.5, 10.0
 STOP_SECONDS = 5.0
+IDLE_SECONDS = 0.5
+"""kopf keeps a task for each object, with its last state, for so long after the last news of it: with its usual 5 s the
+start of an operator with thousands of jobs would hold all of them as they were sent, several times what is needed."""
 
 
 class EndlessBackoff:
@@ -86,6 +89,7 @@ def settings(resources: Iterable[Resource], scope: Scope) -> kopf.OperatorSettin
     chosen.watching.client_timeout = CLIENT_TIMEOUT
     chosen.watching.connect_timeout = 10
     chosen.watching.chunk_size = 500
+    chosen.queueing.idle_timeout = IDLE_SECONDS
     chosen.watching.field_selectors[_key(CORE_EVENTS)] = "type=Warning,involvedObject.kind=Job"
     for resource in resources:
         if labels := scope.labels(resource):

@@ -190,6 +190,7 @@ def test_kopf_watches_and_does_nothing_else() -> None:
     assert chosen.watching.server_timeout
     assert chosen.watching.client_timeout
     assert chosen.watching.client_timeout > chosen.watching.server_timeout
+    assert chosen.queueing.idle_timeout <= 1, "what was sent is not kept"
     heard: list[object] = []
 
     def handle(kind: str | None, body: dict[str, Any]) -> None:
