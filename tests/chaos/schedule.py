@@ -16,6 +16,7 @@ from functools import partial
 from finetune_api.progress import Progress
 from finetune_operator.projections import pod_state
 from finetune_operator.resources import CONFIGMAPS, FINETUNEJOBS, JOBS, PODS, SERVICES, Resource
+from finetune_operator.specs.naming import JOB_UID_LABEL
 from support.memory_api import Body, MemoryApi, Write, owner_uid, uid_of
 from support.observations import NOW
 from support.virtual_time import StandstillError, VirtualLoop
@@ -265,9 +266,7 @@ class World:
         self.refuses, self.nodes.no_room, self.nodes.trouble = "", False, 0.0
         self.nodes.ends = {0: 1.0}
         self.users.mend()
-        waits = any(process.store.children for process in self.processes) and self.rng.random() < 0.5
-        if waits or any(self._waits_for_node(job) for job in self.api.find(JOBS)):
-            self.nodes.lost.clear()
+        self._settle_nodes()
         for process in list(self.processes):
             process.client.cut_off = False
             process.skew = timedelta(0)
@@ -308,6 +307,7 @@ class World:
             for body in self.api.find(kind):
                 name = f"{kind.kind} {body['metadata']['name']}"
                 stuck = kind is PODS and body["spec"].get("nodeName") in self.nodes.lost
+                stuck = stuck or (bool(self.nodes.lost) and "deletionTimestamp" in body["metadata"])
                 if owner_uid(body) and owner_uid(body) not in owners and not stuck:
                     raise BrokenRuleError(f"{name} is left over")
                 doomed = "deletionTimestamp" in owners.get(owner_uid(body), body)["metadata"]
@@ -320,8 +320,22 @@ class World:
         if children != self.api.objects[JOBS].keys():
             raise BrokenRuleError(f"the operator remembers the Jobs {children}")
 
+    def _settle_nodes(self) -> None:
+        """A node with a pod of ours may stay lost, where the operator is to see to it; all others come back."""
+        busy = [pod["spec"]["nodeName"] for pod in self.api.find(PODS) if pod["spec"].get("nodeName")]
+        if self.forecast.nodes and busy and len(self.nodes.lost) < len(NODES) - 1:
+            self.nodes.lost.add(self.rng.choice(busy))
+        waiting = any(self._waits_for_node(job) for job in self.api.find(JOBS))
+        if waiting or any(self._masterless(pod) for pod in self.api.find(PODS)):
+            self.nodes.lost.clear()
+
     def _waits_for_node(self, job: Body) -> bool:
         return "Wait" in (job["metadata"].get("annotations") or {}).values()
+
+    def _masterless(self, pod: Body) -> bool:
+        """Its FineTuneJob is gone, or going: nobody looks after it but its node."""
+        masters = {uid_of(job) for job in self.users.jobs() if "deletionTimestamp" not in job["metadata"]}
+        return pod["metadata"]["labels"][JOB_UID_LABEL] not in masters
 
     def _over(self) -> bool:
         return all(self._at_its_end(job) for job in self.users.jobs())
