@@ -234,8 +234,9 @@ class Proxy:
             if answer.status >= 400:
                 noted.message = content.decode(errors="replace")[:1000]
             response.content_length = len(content)
-            await response.prepare(request)
-            await response.write(content)
+            with suppress(ConnectionError):  # who asked may have gone
+                await response.prepare(request)
+                await response.write(content)
             return response
 
     async def _watch(
