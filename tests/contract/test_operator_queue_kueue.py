@@ -12,7 +12,7 @@ from kubernetes import client
 from support import control_plane
 from support.kueue import MANAGER, PENDING, PREEMPTED, PRIORITY_LABEL, QUEUE_LABEL, Flavor, Kueue, owners_of
 from support.operating import ChartRights, Operator, Place
-from support.waiting import Object, eventually
+from support.waiting import eventually
 from test_operator_lifecycle import RESULT, conditions, has, phase
 
 QUEUED = {"queueName": "team-a", "priorityClass": "high"}
@@ -62,13 +62,13 @@ def kueue(place: Place) -> Iterator[Kueue]:
         yield running
 
 
-def child(place: Place) -> Object:
+def child(place: Place) -> dict[str, Any]:
     """The Job as it is in JSON."""
     return dict(place.api.sanitize_for_serialization(place.job("dog")))
 
 
 def template(place: Place) -> Any:
-    return child(place)["spec"]["template"]  # type: ignore[index] # JSON
+    return child(place)["spec"]["template"]
 
 
 def active_pods(place: Place) -> list[str]:
@@ -122,7 +122,7 @@ def test_admitted_evicted_and_admitted_again(place: Place, kueue: Kueue) -> None
     watched.until(lambda j: PREEMPTED in conditions(j)["PodsReady"]["message"], seconds=30, what="Kueue's own words")
     eventually(lambda: _is(template(place), before), seconds=20)
     eventually(lambda: _is(active_pods(place), []), seconds=20)
-    assert child(place)["metadata"]["uid"] == made["metadata"]["uid"]  # type: ignore[index] # JSON
+    assert child(place)["metadata"]["uid"] == made["metadata"]["uid"]
     assert owners_of(child(place), ("spec", "suspend")) == {MANAGER}
 
     kueue.admit("dog", SPOT)
@@ -132,7 +132,7 @@ def test_admitted_evicted_and_admitted_again(place: Place, kueue: Kueue) -> None
     place.ends(second, 0, **RESULT)
     done = watched.until(phase("Succeeded"), seconds=30, what="success")
     assert done["status"].get("retries", 0) == 0
-    assert child(place)["metadata"]["uid"] == made["metadata"]["uid"]  # type: ignore[index] # JSON
+    assert child(place)["metadata"]["uid"] == made["metadata"]["uid"]
     assert not kueue.unsuspended, "nobody but Kueue starts a queued Job"
     assert sorted(a["exitCode"] for a in done["status"]["attempts"]) == [0, 75]
 
