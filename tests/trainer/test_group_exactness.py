@@ -78,6 +78,15 @@ def test_two_processes_equal_one_with_twice_the_batch(
     assert first.saved == whole.saved == (2, 4, 6)
 
 
+def test_two_processes_are_two_micro_batches_to_the_bit(
+    pool: ProcessPoolExecutor, tiny_sd: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """What is left of a difference above is that of a picture computed alone or beside another one."""
+    group = train_as_group(pool, run_for("lora", 1, 1), 2, tiny_sd, pictures, tmp_path / "group")
+    alone = train_in_group(run_for("lora", 1, 2), None, tiny_sd, pictures, tmp_path / "alone")
+    assert [one.weights for one in group] == [alone.weights] * 2
+
+
 def test_a_group_that_was_stopped_ends_with_the_same_bytes(
     pool: ProcessPoolExecutor, tiny_sd: Path, pictures: Path, tmp_path: Path
 ) -> None:
