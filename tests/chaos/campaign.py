@@ -21,6 +21,7 @@ class Campaign:
     schedules: int = 0
     phases: Counter[tuple[str, str]] = field(default_factory=Counter)
     reasons: set[tuple[str, str, str]] = field(default_factory=set)
+    repetitions: int = 0
     calls: int = 0
     virtual_seconds: float = 0.0
     broken: dict[int, str] = field(default_factory=dict)
@@ -30,6 +31,7 @@ class Campaign:
         self.schedules += other.schedules
         self.phases += other.phases
         self.reasons |= other.reasons
+        self.repetitions += other.repetitions
         self.calls += other.calls
         self.virtual_seconds += other.virtual_seconds
         self.broken |= other.broken
@@ -60,7 +62,7 @@ def _chunk(seeds: range) -> Campaign:
         except BrokenRuleError as error:
             shown.broken[seed] = str(error)
         else:
-            shown.add(Campaign(0, outcome.phases, outcome.reasons, outcome.calls, outcome.seconds))
+            shown.add(Campaign(0, outcome.phases, outcome.reasons, outcome.repetitions, outcome.calls, outcome.seconds))
     return shown
 
 

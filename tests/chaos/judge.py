@@ -57,6 +57,11 @@ class Judge:
         self._seconds = seconds
         self._fail = fail
         self.facts: dict[str, Facts] = defaultdict(Facts)
+        self.watches_are_late = False
+        """By seconds. A Job that an operator had not heard of until it was gone then looks as if it were there, and the
+        same suspension may be told once more."""
+        self.repetitions = 0
+        """How often that happened: campaigns are asked that it be rare."""
         self.phases: Counter[tuple[str, str]] = Counter()
         """Changes of status.phase that were seen."""
         self.reasons: set[tuple[str, str, str]] = set()
@@ -273,7 +278,9 @@ class Judge:
             "Queued": jobs + facts.evictions,
         }
         if reason in most:
-            if self._told[uid, reason, ""] > most[reason]:
+            once_more = self.watches_are_late and reason != "Created"
+            self.repetitions += self._told[uid, reason, ""] > most[reason]
+            if self._told[uid, reason, ""] > most[reason] + once_more:
                 self._fail(f"Event {reason} of {uid} was told {self._told[uid, reason, '']} times, not {most[reason]}")
         elif reason in history.RECURRING:
             if self._told[uid, reason, ""] > jobs + 1:

@@ -36,6 +36,7 @@ STORM_STEPS = 120
 CALM_STEPS = 900
 """At 5 s: audits come every 300 s, and what a worker postpones after errors is done within 180 s."""
 REST_SECONDS = 1800.0
+LATE = 1.0
 MOST_CALLS = 10_000
 """In a whole schedule; 400 are usual."""
 REST_CALLS = 10
@@ -54,6 +55,8 @@ class Outcome:
 
     phases: Counter[tuple[str, str]]
     reasons: set[tuple[str, str, str]]
+    repetitions: int
+    """News that were told once more, as the judge allows where watches are late."""
     calls: int
     seconds: float
     """Virtual time that went by."""
@@ -77,6 +80,7 @@ class World:
         self.trace = Trace(self.loop.time)
         self.api = MemoryApi(self.now)
         self.judge = Judge(self.loop.time, self.fail)
+        self.judge.watches_are_late = self.weather.lag > LATE or self.weather.breaks > 0
         self.judge.find = lambda resource, name: self.api.get(resource, NAMESPACE, name)
         self.refuses = ""
         """The words with which a quota refuses pods and Jobs now."""
@@ -375,4 +379,5 @@ async def _play(seed: int) -> Outcome:
         finally:
             for process in list(world.processes):
                 world.kill(process)
-    return Outcome(world.judge.phases, world.judge.reasons, world.calls, world.loop.time(), world.trace.text())
+    judge = world.judge
+    return Outcome(judge.phases, judge.reasons, judge.repetitions, world.calls, world.loop.time(), world.trace.text())

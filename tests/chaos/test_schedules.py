@@ -10,6 +10,8 @@ from pathlib import Path
 from chaos.campaign import Campaign, again
 from chaos.schedule import play
 
+RARELY = 2
+"""Repetitions borne in however few schedules."""
 TOLD = 3
 """Failures that are told in full."""
 
@@ -19,6 +21,11 @@ def test_no_schedule_breaks_a_rule(campaign: Campaign) -> None:
     stories = [f"seed {seed}, once more: {again(seed)}\n{campaign.broken[seed]}" for seed in seeds[:TOLD]]
     heads = [f"seed {seed}: {campaign.broken[seed].splitlines()[0]}" for seed in seeds[TOLD:]]
     assert not seeds, "\n\n".join([f"{len(seeds)} of {campaign.schedules} schedules broke a rule", *stories, *heads])
+
+
+def test_news_is_hardly_ever_told_again(campaign: Campaign) -> None:
+    """What the judge bears where watches are late: three in a thousand schedules when this was written."""
+    assert campaign.repetitions <= max(RARELY, campaign.schedules // 100)
 
 
 def test_a_seed_gives_the_same_schedule_in_every_process() -> None:
