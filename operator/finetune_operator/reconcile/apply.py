@@ -35,6 +35,7 @@ from finetune_operator.specs.naming import snapshot_name
 from finetune_operator.specs.pod import lost_pod_status, survivor_status
 from finetune_operator.specs.service import headless_service
 from finetune_operator.store import Store
+from finetune_operator.times import show, utcnow
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,8 @@ class Applier:
     async def _delete_pod(self, key: Key, action: DeletePod) -> None:
         """Deletion alone does not end a pod whose node is gone: the Job controller waits for a terminal phase, and
         keeps its finalizer until it sees one (tried on 1.34)."""
-        status = lost_pod_status(action.node) if action.force else survivor_status()
+        at = show(utcnow())
+        status = lost_pod_status(action.node, at) if action.force else survivor_status(at)
         try:
             body = {"metadata": {"uid": action.uid}, "status": status}
             await self._kube.patch_status(PODS, key.namespace, action.name, body)
