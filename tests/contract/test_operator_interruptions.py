@@ -92,7 +92,7 @@ def test_a_pod_that_outlived_its_group_does_not_count(place: Place, operator: Op
     assert deleted.metadata.deletion_timestamp is not None
     (disrupted,) = [c for c in deleted.status.conditions if c.type == "DisruptionTarget"]
     assert disrupted.status == "True"
-    assert disrupted.last_transition_time, "without it the disruption controller may take it for stale, and take it back"
+    assert disrupted.last_transition_time, "without it the disruption controller may take it back as stale"
     assert "Succeeded" != deleted.status.phase != "Failed", "it has its grace"
     place.ends(deleted, 137)
     index = "batch.kubernetes.io/job-completion-index"
