@@ -149,16 +149,17 @@ class Kube:
 
     async def delete(
         self, resource: Resource, namespace: str, name: str, uid: str, propagation: str, grace: int | None = None
-    ) -> None:
-        """Deletes the object with this UID; no error when it is gone or has been replaced by another. `grace` in
-        seconds; None leaves it to the object."""
+    ) -> bool:
+        """Deletes the object with this UID. False when it is gone or has been replaced by another. `grace` in seconds;
+        None leaves it to the object."""
         body: Object = {"propagationPolicy": propagation, "preconditions": {"uid": uid}}
         if grace is not None:
             body["gracePeriodSeconds"] = grace
         try:
             await self._patiently("delete", resource, "DELETE", resource.path(namespace, name), [], body)
         except (NotFoundError, ConflictError):
-            return
+            return False
+        return True
 
     async def _patiently(
         self,

@@ -101,7 +101,7 @@ class Client:
 
     async def delete(
         self, resource: Resource, namespace: str, name: str, uid: str, propagation: str, grace: int | None = None
-    ) -> None:
+    ) -> bool:
         assert uid, f"a deletion of {resource.kind} {name} names no UID: it may meet another one of that name"
 
         def act() -> None:
@@ -110,7 +110,8 @@ class Client:
         try:
             await self._call("delete", resource, namespace, name, act)
         except (NotFoundError, ConflictError):
-            return
+            return False
+        return True
 
     async def _call(
         self,

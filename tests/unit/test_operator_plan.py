@@ -310,6 +310,8 @@ def test_a_plan_that_was_carried_out_is_quiet(case: Case) -> None:
     [
         observed(begun()),
         observed(begun(SUSPENDED)),
+        observed(begun(SUSPENDED), spec=spec(suspend=True), child=child()),
+        observed(begun(SUSPENDED), spec=spec(suspend=True), pods=(running(),)),
         observed(begun(), spec=spec(suspend=True)),
         observed(begun(), child=child(complete=True, finished_at=at(-1))),
         observed(begun(), child=child(complete=True, finished_at=at(-1)), pods=(running(),)),
@@ -321,6 +323,8 @@ def test_a_plan_that_was_carried_out_is_quiet(case: Case) -> None:
     ids=[
         "its Job is missing",
         "it is to be resumed",
+        "it is suspended and its Job seems to be there",
+        "it is suspended and a pod seems to run",
         "its Job seems to be gone",
         "its Job has ended without a pod",
         "its Job has ended with a pod that runs",

@@ -90,7 +90,8 @@ class Applier:
                 answer = await self._kube.patch(JOBS, key.namespace, key.name, body)
                 self._store.put_child(child_state(answer))
             case DeleteChild(uid):
-                await self._kube.delete(JOBS, key.namespace, key.name, uid, "Foreground")
+                if not await self._kube.delete(JOBS, key.namespace, key.name, uid, "Foreground"):
+                    self._store.drop_child(key, uid)  # no watch has said so yet
             case DeletePod():
                 await self._delete_pod(key, action)
             case DeleteJob(uid):

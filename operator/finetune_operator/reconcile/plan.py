@@ -115,9 +115,11 @@ class _Planner:
         seen = self.seen
         if seen.looked:
             return False
+        if seen.suspend and seen.holds("Suspended"):
+            # nothing was left then: what memory still has may be what it has not heard the end of
+            return self.child is not None or not all(pod.ended for pod in seen.pods)
         if self.child is None:
-            rests = seen.suspend and seen.holds("Suspended")
-            return self.recorded_digest is not None and not rests
+            return self.recorded_digest is not None
         if self.child.finished_at is not None and not any(pod.exit_code is not None for pod in seen.child_pods):
             return True
         return bool(seen.mount_failure) or "Accepted" not in seen.conditions or self._misses_a_pod()
