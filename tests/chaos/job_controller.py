@@ -8,7 +8,6 @@ a suspended Job's pods are deleted. Its pauses are left out: when a step is made
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,7 +29,6 @@ class JobController:
         self._api = api
         self._refuses = refuses
         self._names = 0
-        self._index_failures: Counter[tuple[str, int]] = Counter()
 
     def step(self, job: Body) -> None:
         """What the controller does about one Job when it looks at it."""
@@ -61,8 +59,6 @@ class JobController:
                 verdict = self._truth("FailureTarget", "PodFailurePolicy", message)
             if action != "Ignore":
                 status["failed"] = status.get("failed", 0) + 1
-                if "backoffLimitPerIndex" in job["spec"]:
-                    self._index_failures[uid_of(job), index_of(pod)] += 1
         verdict = verdict or self._verdict(job, status)
         live = [pod for pod in pods if not is_terminal(pod)]
         if verdict is not None and not live:
@@ -97,12 +93,6 @@ class JobController:
         spec = job["spec"]
         if status.get("succeeded", 0) >= spec.get("completions", 1):
             return self._truth("SuccessCriteriaMet", "CompletionsReached", "Reached expected number of succeeded pods")
-        if "backoffLimitPerIndex" in spec:
-            indexes = range(spec.get("completions", 1))
-            worst = max(self._index_failures[uid_of(job), index] for index in indexes)
-            if worst > spec["backoffLimitPerIndex"]:
-                message = "Job has exceeded the specified maximal number of failed indexes"
-                return self._truth("FailureTarget", "MaxFailedIndexesExceeded", message)
         if status.get("failed", 0) > spec.get("backoffLimit", 6):
             message = "Job has reached the specified backoff limit"
             return self._truth("FailureTarget", "BackoffLimitExceeded", message)

@@ -7,8 +7,6 @@ from support.operating import Place
 from support.waiting import Object, eventually
 
 INDEX = "batch.kubernetes.io/job-completion-index"
-INTERRUPTIONS = "batch.kubernetes.io/job-index-ignored-failure-count"
-"""Of a pod's own index, which is what the Job controller's pause before it depends on."""
 
 
 def group_of(place: Place, name: str, other_than: set[str] | None = None) -> list[client.V1Pod]:
@@ -54,7 +52,6 @@ def test_a_group_that_broke_starts_again_whole_and_is_done_when_its_first_pod_is
     place.ends(first[1], 137)
     place.ends(first[0], 76, outcome="PeerLost", step=7)
     second = group_of(place, "two", other_than=uids(first))
-    assert [pod.metadata.annotations.get(INTERRUPTIONS, "0") for pod in second] == ["1", "0"]
     eventually(lambda: failures(place, "two", 1), seconds=30)
     for pod in second:
         place.runs(pod)
@@ -105,3 +102,29 @@ def test_a_mistake_that_a_later_pod_finds_is_final(place: Place) -> None:
     assert status["phase"] == "Failed"
     conditions = {one["type"]: one for one in status["conditions"]}
     assert "a.png is no picture; remove it" in str(conditions), conditions
+
+
+def test_a_namespace_with_an_unfinished_group_can_be_deleted(place: Place) -> None:
+    """Kubernetes deletes the pods of a namespace before its Jobs: nothing may hold them until they have successors."""
+    other = Place(place.kubeconfig, f"{place.name}-goes")
+    other.make()
+    other.submit("two", engine={"nodes": 2})
+    pods = group_of(other, "two")
+    for pod in pods:
+        binding = {"metadata": {"name": pod.metadata.name}, "target": {"kind": "Node", "name": "none"}}
+        other.core.create_namespaced_pod_binding(pod.metadata.name, other.name, binding, _preload_content=False)
+        other.runs(pod)
+    other.clear()
+
+    def told_to_stop() -> None:
+        assert all(pod.metadata.deletion_timestamp for pod in other.pods("two"))
+
+    eventually(told_to_stop, seconds=30)
+    for pod in pods:
+        other.ends(pod, 75, outcome="Interrupted", step=3)
+        other.core.delete_namespaced_pod(pod.metadata.name, other.name, grace_period_seconds=0)
+
+    def gone() -> None:
+        assert other.name not in [one.metadata.name for one in other.core.list_namespace().items]
+
+    eventually(gone, seconds=30)

@@ -229,9 +229,20 @@ def interruption(number: int) -> AttemptStatus:
         (4, child(finished_at=at(-1), failure="BackoffLimitExceeded"), False, False),
         (4, child(deleting=True), False, False),
         (4, child(created=at(-10)), False, False),
-        (3, child(nodes=2), False, False),
+        (2, child(nodes=2), False, True),
+        (1, child(nodes=2), False, False),
     ],
-    ids=["bearable", "too long", "at work", "queued", "over", "going away", "made anew before", "a group"],
+    ids=[
+        "bearable",
+        "too long",
+        "at work",
+        "queued",
+        "over",
+        "going away",
+        "made anew before",
+        "a group",
+        "a group once",
+    ],
 )
 def test_after_interruptions_the_pause_is_bounded_by_a_new_job(
     ends: int, state: ChildState, live: bool, expected: bool

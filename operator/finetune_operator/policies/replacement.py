@@ -17,7 +17,7 @@ from finetune_operator.policies.attempts import interrupted
 from finetune_operator.projections import ChildState
 
 ENDS_BORNE = 3
-"""Ends of a pod after which the next pause would be longer than LONGEST_PAUSE_SECONDS."""
+"""Ended pods, those of a group all counted, after which the next pause would be longer than LONGEST_PAUSE_SECONDS."""
 LONGEST_PAUSE_SECONDS = 10 * 2 ** (ENDS_BORNE - 1)
 
 
@@ -26,4 +26,5 @@ def wants_new_job(child: ChildState, attempts: Iterable[AttemptStatus], live: bo
     if live or child.queue or child.suspended or child.finished_at is not None or child.deleting:
         return False
     its = [attempt for attempt in attempts if (attempt.started_at or "") >= child.created]
-    return len(its) > ENDS_BORNE and interrupted(its[-1])
+    # of a group that broke, one may have failed and the first only have lost its peer: that counts, so it pauses
+    return len(its) * child.nodes > ENDS_BORNE and all(map(interrupted, its[-child.nodes :]))

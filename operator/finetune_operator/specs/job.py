@@ -18,8 +18,6 @@ from finetune_operator.specs.naming import (
 )
 from finetune_operator.specs.pod import CONTAINER, pod_template
 
-NO_LIMIT = 2**31 - 1
-
 
 @dataclass(frozen=True)
 class Queue:
@@ -71,9 +69,6 @@ def _group_policy() -> dict[str, Any]:
     """What a Job of several pods has beside: docs/decisions/0006."""
     return {
         "completionMode": "Indexed",
-        # Not a limit, which backoffLimit is for the whole group. But with it each pod's pauses grow by its own ends:
-        # otherwise a group of n that breaks once pauses as if a single pod had ended n times.
-        "backoffLimitPerIndex": NO_LIMIT,
         # Rank 0 has published. Whoever is started anew just then would wait for a group that never comes.
         "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
     }
