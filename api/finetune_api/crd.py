@@ -198,6 +198,7 @@ def all_crds() -> dict[str, Schema]:
         [
             _column("Phase", ".status.phase"),
             _column("Method", ".status.method"),
+            _column("Reason", '.status.conditions[?(@.type=="PodsReady")].reason'),
             _column("Progress", ".status.progress.percent"),
             _column("Loss", ".status.progress.loss"),
             AGE,
