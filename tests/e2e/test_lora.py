@@ -63,8 +63,8 @@ def test_status_tells_the_way(lora: Done) -> None:
 
 def test_columns_of_kubectl_get(lora: Done) -> None:
     header, row = lora.columns.splitlines()[:2]
-    assert header.split() == ["NAME", "PHASE", "METHOD", "PROGRESS", "LOSS", "AGE"]
-    assert row.split()[:3] == ["figure", "Running", "lora"]
+    assert header.split() == ["NAME", "PHASE", "METHOD", "REASON", "PROGRESS", "LOSS", "AGE"]
+    assert row.split()[:4] == ["figure", "Running", "lora", "Running"]
 
 
 def test_each_transition_has_an_event(lora: Done) -> None:
