@@ -84,7 +84,9 @@ def assemble(settings: Settings, kube: Kube, metrics: Metrics) -> Parts:
     auditor = Auditor(kube, store, metrics, scope, queue.add, hearing)
     proxy = kube.connection if settings.progress == "apiProxy" else None
     progress_client = ProgressClient(settings.progress_port, proxy)
-    poller = ProgressPoller(store, board, progress_client, metrics, queue.add, settings.progress_seconds, utcnow)
+    poller = ProgressPoller(
+        store, board, progress_client, metrics, queue.add, settings.progress_seconds, utcnow, backlog=queue.__len__
+    )
     health = Health(store, queue, controller, hearing, settings.audit_seconds / 2, leadership)
     metrics.count_jobs(lambda: ((job.phase, job.key.namespace) for job in store.jobs.values()))
     return Parts(

@@ -175,8 +175,10 @@ class Clock:
         return self.now
 
 
-def poller(store: Store, clock: Clock, woken: list[Key], client: ProgressClient) -> ProgressPoller:
-    return ProgressPoller(store, ProgressBoard(), client, Metrics(), woken.append, 5.0, clock)
+def poller(
+    store: Store, clock: Clock, woken: list[Key], client: ProgressClient, backlog: Callable[[], int] = lambda: 0
+) -> ProgressPoller:
+    return ProgressPoller(store, ProgressBoard(), client, Metrics(), woken.append, 5.0, clock, backlog)
 
 
 def test_each_pod_is_asked_in_its_turn() -> None:
@@ -208,6 +210,20 @@ def test_many_jobs_are_asked_less_often_so_that_writes_stay_few() -> None:
     assert [pod.uid for pod in polling.due()] == asked[:WRITES_PER_SECOND]
 
 
+def test_while_jobs_wait_for_a_worker_nobody_is_asked() -> None:
+    """Each answer would make one more wait, before whatever happens next."""
+    store, waiting = Store(), [0]
+    polling = poller(store, Clock(), [], ProgressClient(1), lambda: waiting[0])
+    for i in range(100):
+        store.put_pod(running(uid=f"pod-{i}"))
+    waiting[0] = 500
+    assert polling.due() == []
+    waiting[0] = WRITES_PER_SECOND - 3
+    assert len(polling.due()) == 3
+    waiting[0] = 0
+    assert len(polling.due()) == WRITES_PER_SECOND
+
+
 async def test_trainers_that_never_answer_delay_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred accept the question and say nothing; the others are heard while those are waited for."""
     monkeypatch.setattr(pollers, "WRITES_PER_SECOND", 1000)
@@ -229,7 +245,7 @@ async def test_trainers_that_never_answer_delay_nobody(monkeypatch: pytest.Monke
         if len(heard) == 20:
             all_heard.set()
 
-    polling = ProgressPoller(store, ProgressBoard(), Asks(1), Metrics(), wake, 5.0, Clock())
+    polling = ProgressPoller(store, ProgressBoard(), Asks(1), Metrics(), wake, 5.0, Clock(), lambda: 0)
     task = asyncio.create_task(polling.run())
     async with asyncio.timeout(5):
         await all_heard.wait()
@@ -243,7 +259,7 @@ async def test_news_wake_the_job() -> None:
     store.put_pod(POD)
     woken: asyncio.Queue[Key] = asyncio.Queue()
     async with trainer(answering(GOOD)) as client:
-        polling = ProgressPoller(store, ProgressBoard(), client, Metrics(), woken.put_nowait, 5.0, clock)
+        polling = ProgressPoller(store, ProgressBoard(), client, Metrics(), woken.put_nowait, 5.0, clock, lambda: 0)
         task = asyncio.create_task(polling.run())
         async with asyncio.timeout(5):
             assert await woken.get() == KEY

@@ -34,8 +34,10 @@ class ProgressPoller:
         wake: Callable[[Key], None],
         interval: float,
         clock: Callable[[], datetime],
+        backlog: Callable[[], int],
     ) -> None:
-        """`interval`: shortest time between two questions to the same pod, in seconds."""
+        """`interval`: shortest time between two questions to the same pod, in seconds. `backlog`: how many jobs wait
+        for a worker; so many fewer trainers are asked, since news of progress must not stand in the way of the rest."""
         self._store = store
         self._board = board
         self._client = client
@@ -43,6 +45,7 @@ class ProgressPoller:
         self._wake = wake
         self._interval = interval
         self._clock = clock
+        self._backlog = backlog
         self._asked: dict[str, datetime] = {}
         self._busy: set[str] = set()
 
@@ -70,7 +73,8 @@ class ProgressPoller:
             if pod.uid not in self._busy
             and (pod.uid not in self._asked or (now - self._asked[pod.uid]).total_seconds() >= self._interval)
         ]
-        due = sorted(waiting, key=lambda pod: self._asked.get(pod.uid, LONG_AGO))[:WRITES_PER_SECOND]
+        room = max(0, WRITES_PER_SECOND - self._backlog())
+        due = sorted(waiting, key=lambda pod: self._asked.get(pod.uid, LONG_AGO))[:room]
         self._asked.update((pod.uid, now) for pod in due)
         return due
 
