@@ -23,7 +23,7 @@ $(READY): pyproject.toml
 demo: venv ## Fine-tunes the example subject on this machine, without a cluster (3 minutes on 2 cores)
 	@$(STEP) "LoRA on the pictures of examples/subjects" $(BIN)/finetune run examples/local.yaml
 
-test: venv ## All tests; those that need Docker are skipped without it (40 minutes). KEEP=1 keeps the cluster
+test: venv ## All tests; those that need Docker are skipped without it (1 hour). KEEP=1 keeps the cluster
 	@$(STEP) "all tests" $(BIN)/python -m pytest
 
 chaos: venv ## The operator in 1000 schedules of faults (4 minutes). SCHEDULES=20000 SEED=123 (the first) choose others
