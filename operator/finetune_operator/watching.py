@@ -171,7 +171,7 @@ class Watcher:
                     stop_flag=self._stop,
                     **where,
                 )
-            except Exception:
+            except Exception:  # what kopf raises is not bounded, and an operator that is deaf serves nobody
                 logger.exception("watching has ended, and begins anew in %.1f s", delay)
             if self._stop.is_set():
                 return
