@@ -81,7 +81,7 @@ class Controller:
                         again = await self.reconcile(key)
             except ConflictError:
                 self._queue.add_after(key, 0.2)  # somebody wrote in between: the watch brings the news
-            except Exception:  # whatever one job brings up, a worker must live on for the others; it is logged and counted
+            except Exception:  # whatever one job brings up, the worker lives on for the others
                 self._metrics.reconcile_errors.inc()
                 delay = self._queue.add_failed(key)
                 logger.exception("%s: reconcile failed, again in %.1f s", key, delay)
