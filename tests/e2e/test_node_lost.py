@@ -81,7 +81,9 @@ def test_the_job_goes_on_elsewhere(
         )
     assert first["reason"] == "NodeLost"
     assert seconds_between(first, second) <= MINUTES_SECONDS
-    assert 0 < second["resumedFromStep"] <= first["step"]
+    assert second["resumedFromStep"] > 0
+    # the last step heard of may be older than the last checkpoint: progress is read every few seconds
+    assert done["status"]["lostSteps"] == max(0, first["step"] - second["resumedFromStep"])
     assert (done["status"]["retries"], done["status"]["interruptions"]) == (0, 1)
     results = download(s3, done, tmp_path)
     assert results.digests_of_weights() == undisturbed
