@@ -19,7 +19,7 @@ Revision = Annotated[str, StringConstraints(min_length=1, max_length=128, patter
 
 
 class BaseModelSpec(Model):
-    """A Stable Diffusion 1.x or 2.x model in Diffusers' layout, as safetensors."""
+    """A Stable Diffusion 1.x, 2.x or XL model in Diffusers' layout, as safetensors."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Form("uri", BASE_MODEL_FORM, "hf://owner/name, s3://bucket/prefix, pvc://claim/path or builtin://tiny-shapes"),

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from finetune_api.base import Model
 from finetune_api.base_model import Uri
-from finetune_api.rules import Form, MoreThanOneNeeds, MultipleOf, NotInCluster, NotYet, Rule
+from finetune_api.rules import AtMostOneOf, Form, MoreThanOneNeeds, MultipleOf, NotAbove, NotInCluster, Rule
 from finetune_api.storage import SecretRef, Storage
 
 DATASET_FORM = r"^(s3://[a-z0-9][a-z0-9.-]+(/.*)?|pvc://[a-z0-9][-a-z0-9.]*(/.*)?|file://.+)$"
@@ -17,11 +17,7 @@ DATASET_FORM = r"^(s3://[a-z0-9][a-z0-9.-]+(/.*)?|pvc://[a-z0-9][-a-z0-9.]*(/.*)
 class CaptionsSpec(Model):
     """Where captions come from, and how they vary."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        NotYet("source", "the prompt of the method is the caption, use Prompt", allowed=("Prompt",)),
-        NotYet("shuffleTags", "remove the field", allowed=(False,)),
-        NotYet("dropout", "remove the field"),
-    )
+    rules: ClassVar[tuple[Rule, ...]] = (MultipleOf("maxTokens", 75, "text encoders read windows of 75 tokens"),)
 
     source: Literal["Prompt", "Sidecar", "Jsonl", "Folder"] = "Prompt"
     """Prompt: the method's prompt for every picture. Sidecar: a .txt beside each picture. Jsonl: metadata.jsonl.
@@ -30,10 +26,18 @@ class CaptionsSpec(Model):
     """Shuffle comma-separated tags anew for each sample."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of samples whose caption is left empty."""
+    max_tokens: Annotated[int, Field(ge=75, le=225)] = 225
+    """Tokens of a caption that are read, a multiple of 75. As many windows of 75 are used as the longest needs."""
 
 
 class BucketsSpec(Model):
     """Aspect-ratio buckets: pictures are trained near their own shape rather than cropped square."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        NotAbove("minResolution", "maxResolution"),
+        MultipleOf("minResolution", 8, "the VAE makes one latent of 8 by 8 pixels"),
+        MultipleOf("step", 8, "the VAE makes one latent of 8 by 8 pixels"),
+    )
 
     min_resolution: Annotated[int, Field(ge=64, le=2048)] = 256
     """Shortest side of a bucket in pixels."""
@@ -51,8 +55,7 @@ class DatasetSpec(Model):
         NotInCluster("uri", "file://", "use s3:// or pvc://"),
         MultipleOf("resolution", 8, "the VAE makes one latent of 8 by 8 pixels"),
         MoreThanOneNeeds("cropsPerPicture", "crop", "Random", "Center has only one crop"),
-        NotYet("buckets", "pictures are cropped square, remove the field"),
-        NotYet("masks", "remove the field", allowed=("None",)),
+        AtMostOneOf(("buckets", "cropsPerPicture")),
     )
 
     uri: Uri

@@ -12,10 +12,18 @@ from finetune_api.dataset import DatasetSpec
 from finetune_api.engine import EngineSpec
 from finetune_api.metadata import Metadata
 from finetune_api.methods import MethodSpec
-from finetune_api.outputs import CheckpointsSpec, ExportsSpec, OutputSpec, SamplesSpec, ValidationSpec
-from finetune_api.rules import Immutable, NotYet, Rule
+from finetune_api.outputs import (
+    CheckpointsSpec,
+    ExportsSpec,
+    JudgementSpec,
+    OutputSpec,
+    SamplesSpec,
+    ValidationSpec,
+)
+from finetune_api.rules import AmongWhen, Immutable, Rule
 from finetune_api.run_policy import RunPolicySpec
 from finetune_api.status import FineTuneJobStatus
+from finetune_api.techniques import TECHNIQUES
 from finetune_api.training import TrainingSpec
 
 
@@ -23,8 +31,7 @@ class FineTuneJobSpec(Model):
     """What to train, on what, how, and where the weights go."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        NotYet("exports", "weights are published at the end, remove the field"),
-        NotYet("samples", "use validation for pictures before and after, remove the field"),
+        *(AmongWhen("output.formats", f"method.{name}", built_in.formats) for name, built_in in TECHNIQUES.items()),
         *(
             Immutable(field)
             for field in (
@@ -37,6 +44,7 @@ class FineTuneJobSpec(Model):
                 "checkpoints",
                 "exports",
                 "validation",
+                "judgement",
                 "samples",
                 "output",
                 "image",
@@ -53,7 +61,7 @@ class FineTuneJobSpec(Model):
     base_model: BaseModelSpec
     """The model that is fine-tuned."""
     method: MethodSpec
-    """The technique. Set exactly one of lora and dreamBooth (textualInversion and hypernetwork are to come)."""
+    """The technique. Set exactly one of lora, dreamBooth, textualInversion and hypernetwork."""
     dataset: DatasetSpec
     """The pictures."""
     training: TrainingSpec | None = None
@@ -66,6 +74,8 @@ class FineTuneJobSpec(Model):
     """Loadable weights on the way."""
     validation: ValidationSpec | None = None
     """Pictures before and after training, for the report."""
+    judgement: JudgementSpec | None = None
+    """Figures of what was learned and what was spoiled."""
     samples: SamplesSpec | None = None
     """Pictures made with the finished weights."""
     output: OutputSpec

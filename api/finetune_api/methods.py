@@ -7,10 +7,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from finetune_api.base import Model, Prompt, Token
-from finetune_api.rules import ExactlyOneOf, NotYet, Rule
+from finetune_api.rules import AtMostOneOf, ExactlyOneOf, Form, NotInCluster, OnlyWhen, Rule
 
 Rate = Annotated[float, Field(gt=0, le=1)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
+FILE_FORM = r"^(s3://[a-z0-9][a-z0-9.-]+/.+|file://.+)$"
 
 
 class ClassImagesSpec(Model):
@@ -41,28 +42,33 @@ class PriorPreservationSpec(Model):
 
 
 class TokenSpec(Model):
-    """A new word and the vectors behind it."""
+    """A new word and the vectors behind it. They start from an initializer, an existing embedding, or else the mean of
+    the vocabulary."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        AtMostOneOf(("initializer", "initialEmbeddingUri")),
+        Form("initialEmbeddingUri", FILE_FORM, "s3://bucket/path/file"),
+        NotInCluster("initialEmbeddingUri", "file://", "use s3://"),
+    )
 
     placeholder: Token
     """The new word, as it will stand in prompts; it must not be in the tokenizer's vocabulary."""
     vectors: Annotated[int, Field(ge=1, le=64)] = 1
     """How many embedding vectors the word stands for."""
     initializer: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    """Word or words whose embeddings the new ones start from."""
+    """Word or words whose embeddings the new ones start from; of several words the n-th starts the n-th vector."""
     initial_embedding_uri: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
-    """An existing embedding file to start from."""
+    """An existing embedding to start from (.safetensors, .pt or .bin), s3://bucket/path/file, read with the
+    credentials of output."""
 
 
 class LoraSpec(Model):
     """Low-rank matrices beside the frozen weights (https://arxiv.org/abs/2106.09685): fast, a few MB."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        NotYet("dropout", "remove the field"),
-        NotYet("useDora", "remove the field", allowed=(False,)),
-        NotYet("useRslora", "remove the field", allowed=(False,)),
-        NotYet("trainTextEncoder", "remove the field", allowed=(False,)),
-        NotYet("continueFrom", "training starts from fresh matrices, remove the field"),
-        NotYet("tokens", "remove the field (pivotal tuning)"),
+        Form("continueFrom", FILE_FORM, "s3://bucket/path/file.safetensors"),
+        NotInCluster("continueFrom", "file://", "use s3://"),
+        OnlyWhen("textEncoderLearningRate", "trainTextEncoder", True),
     )
 
     prompt: Prompt
@@ -83,10 +89,13 @@ class LoraSpec(Model):
     """Rank-stabilised scale, alpha / sqrt(rank)."""
     train_text_encoder: bool = False
     """Put matrices into the text encoder too."""
+    text_encoder_learning_rate: Rate | None = None
+    """Learning rate of the text encoder's matrices. Default: training.learningRate."""
     prior_preservation: PriorPreservationSpec | None = None
     """Keeps the class from turning into the subject. Default: off."""
     continue_from: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
-    """URI of a LoRA file to go on from."""
+    """A LoRA file to go on from (Diffusers' or kohya's naming), s3://bucket/path/file.safetensors, read with the
+    credentials of output. Its rank and layers must be those of this job."""
     tokens: Annotated[tuple[TokenSpec, ...], Field(min_length=1, max_length=8)] | None = None
     """New words trained together with the matrices (pivotal tuning)."""
 
@@ -94,10 +103,7 @@ class LoraSpec(Model):
 class DreamBoothSpec(Model):
     """All weights of the UNet are trained (https://arxiv.org/abs/2208.12242): the best likeness, a full model."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        NotYet("trainTextEncoder", "remove the field", allowed=(False,)),
-        NotYet("textEncoderLearningRate", "remove the field"),
-    )
+    rules: ClassVar[tuple[Rule, ...]] = (OnlyWhen("textEncoderLearningRate", "trainTextEncoder", True),)
 
     prompt: Prompt
     """The caption of every picture, with a rare word for the subject: "a photo of sks dog"."""
@@ -144,11 +150,7 @@ class HypernetworkSpec(Model):
 class MethodSpec(Model):
     """The technique. Set exactly one."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        ExactlyOneOf(("dreamBooth", "lora", "textualInversion", "hypernetwork")),
-        NotYet("textualInversion", "use lora or dreamBooth"),
-        NotYet("hypernetwork", "use lora or dreamBooth"),
-    )
+    rules: ClassVar[tuple[Rule, ...]] = (ExactlyOneOf(("dreamBooth", "lora", "textualInversion", "hypernetwork")),)
 
     dream_booth: DreamBoothSpec | None = None
     """Train the whole UNet on a few pictures of a subject."""

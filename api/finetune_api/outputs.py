@@ -7,12 +7,13 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from finetune_api.base import Int32, Model, Prompt, Steps
-from finetune_api.base_model import Uri
-from finetune_api.rules import Form, NotInCluster, NotYet, Rule
+from finetune_api.base_model import Revision, Uri
+from finetune_api.rules import Form, NotInCluster, Requires, Rule
 from finetune_api.storage import SecretRef, Storage
 
 OUTPUT_FORM = r"^(s3://[a-z0-9][a-z0-9.-]+(/.*)?|file://.+)$"
-Format = Literal["Diffusers", "Kohya", "Automatic1111", "SingleFile"]
+Format = Literal["Diffusers", "Kohya", "Automatic1111", "SingleFile", "Merged"]
+ENCODER_FORM = r"^(hf://[\w.-]+/[\w.-]+|s3://[a-z0-9][a-z0-9.-]+/.+|builtin://[a-z0-9-]+|file://.+)$"
 
 
 class CheckpointsSpec(Model):
@@ -36,8 +37,6 @@ class ExportsSpec(Model):
 class ValidationSpec(Model):
     """Pictures before and after, for the same prompts and seeds."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (NotYet("everySteps", "pictures are drawn before and after, remove the field"),)
-
     prompts: Annotated[tuple[Prompt, ...], Field(min_length=1, max_length=16)] | None = None
     """What is drawn. Default: the method's prompt, and the class prompt if there is one."""
     images_per_prompt: Annotated[int, Field(ge=1, le=64)] = 4
@@ -48,6 +47,35 @@ class ValidationSpec(Model):
     """Classifier-free guidance; 1 is none."""
     every_steps: Steps | None = None
     """Draw every so many steps too."""
+
+
+class JudgementSpec(Model):
+    """What the training did to the model, in figures: is the subject learned, does it leak into other prompts, has the
+    rest drifted. The prompts are validation's."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Form("encoderUri", ENCODER_FORM, "hf://owner/name, s3://bucket/prefix or builtin://tiny-shapes"),
+        NotInCluster("encoderUri", "file://", "use hf://, s3:// or builtin://"),
+        Requires("patience", "everySteps", "it counts judgements on the way"),
+        Requires("encoderRevision", "encoderUri", "it is a revision of that model"),
+    )
+
+    encoder_uri: Uri | None = None
+    """The model that looks at the pictures: DINO, DINOv2 or CLIP in transformers' layout, as hf://owner/name or
+    s3://bucket/prefix, read with the credentials of baseModel. Default: the base model's own judge where it has one
+    (builtin://tiny-shapes)."""
+    encoder_revision: Revision | None = None
+    """Branch, tag or commit of an hf:// encoder. Default: main."""
+    images_per_prompt: Annotated[int, Field(ge=2, le=1000)] = 64
+    """Pictures for each prompt; picture i has seed i each time."""
+    every_steps: Steps | None = None
+    """Judge every so many steps too, and not only at the end. It costs drawing time."""
+    max_leak: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Limit of the rule for the best weights: the highest fidelity with a leak of at most this."""
+    keep_best: bool = True
+    """Publish the best judged weights rather than the last; only with everySteps."""
+    patience: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Stop after so many judgements without a better one. Default: never."""
 
 
 class SamplesSpec(Model):
@@ -72,7 +100,6 @@ class OutputSpec(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
         Form("uri", OUTPUT_FORM, "s3://bucket/prefix/"),
         NotInCluster("uri", "file://", "use s3://"),
-        NotYet("formats", "use Diffusers", allowed=("Diffusers",), many=True),
     )
 
     uri: Uri
@@ -81,8 +108,10 @@ class OutputSpec(Model):
     """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."""
     storage: Storage | None = None
     """S3 endpoint. Default: the profile's."""
-    formats: Annotated[tuple[Format, ...], Field(min_length=1, max_length=4)] = ("Diffusers",)
-    """Diffusers: safetensors for load_lora_weights or from_pretrained. Kohya, Automatic1111, SingleFile: for web
-    UIs."""
+    formats: Annotated[tuple[Format, ...], Field(min_length=1, max_length=5)] | None = None
+    """Diffusers: for load_lora_weights, load_textual_inversion or from_pretrained. Kohya: a LoRA for web UIs.
+    Automatic1111: a hypernetwork or embedding as .pt. SingleFile: the whole model in one .safetensors for web UIs.
+    Merged: a whole pipeline with the LoRA folded in. Default: what is usual for the technique, a LoRA in both
+    namings."""
     dtype: Literal["fp16", "fp32"] = "fp32"
     """Number format of the exported weights."""

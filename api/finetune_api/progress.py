@@ -28,6 +28,20 @@ Stage = Literal[
 ]
 
 
+Figure = Annotated[str, StringConstraints(pattern=r"^[a-z][A-Za-z0-9]{0,39}$")]
+
+
+class Judgement(Model):
+    """The figures of a training at one step."""
+
+    step: Int32
+    """The step whose weights were judged."""
+    figures: Annotated[dict[Figure, Number], Field(max_length=32)]
+    """Name → value, such as fidelity and leak."""
+    best_step: Int32 | None = None
+    """The best step so far by the rule of spec.judgement."""
+
+
 class Progress(Model):
     """Answer of GET /progress, at most 64 KiB."""
 
@@ -51,6 +65,8 @@ class Progress(Model):
     """Step of the last complete checkpoint."""
     resumed_from_step: Int32 | None = None
     """Step at which this attempt went on; none when it began at the start."""
+    judgement: Judgement | None = None
+    """The latest figures; none before the first judgement."""
 
 
 class Result(Model):
@@ -74,7 +90,9 @@ class Result(Model):
     """manifest.json."""
     manifest_sha256: Sha256 | None = None
     """Digest of manifest.json."""
-    weights: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=8)] = ()
+    weights: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=16)] = ()
     """The weights, relative to uri."""
     base_model_revision: Annotated[str, Field(max_length=128)] | None = None
     """Commit or digest of the base model."""
+    judgement: Judgement | None = None
+    """Figures of what was published."""

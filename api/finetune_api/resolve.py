@@ -50,7 +50,10 @@ def resolve(spec: FineTuneJobSpec, profile: FineTuneProfileSpec | None, identity
         engine=_merged(EngineSpec, spec.engine, defaults.engine),
         checkpoints=checkpoints,
         validation=_validation(spec, defaults, method),
-        output=_with_storage(spec.output, defaults.storage),
+        exports=spec.exports,
+        judgement=spec.judgement,
+        samples=spec.samples,
+        output=_with_formats(_with_storage(spec.output, defaults.storage), technique),
         grace_seconds=profile.termination_grace_period_seconds or technique.grace_seconds,
     )
 
@@ -146,6 +149,10 @@ def _dataset_with_resolution(spec: FineTuneJobSpec, defaults: ProfileDefaults) -
     if spec.dataset.resolution is not None or defaults.resolution is None:
         return spec.dataset
     return DatasetSpec.model_validate({**spec.dataset.wire(), "resolution": defaults.resolution})
+
+
+def _with_formats(output: OutputSpec, technique: TechniqueDefaults) -> OutputSpec:
+    return OutputSpec.model_validate({"formats": list(technique.default_formats), **output.wire()})
 
 
 def _with_storage(section: S, storage: Storage | None) -> S:

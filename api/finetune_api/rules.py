@@ -177,13 +177,14 @@ class OnlyWhen:
 
     field: str
     other: str
-    value: str
+    value: str | bool
     is_default: bool = False
     """Whether `other` has this value when it is not set."""
 
     @property
     def message(self) -> str:
-        return f"{self.field} can only be set with {self.other}: {self.value}"
+        shown = literal(self.value) if isinstance(self.value, bool) else self.value
+        return f"{self.field} can only be set with {self.other}: {shown}"
 
     @property
     def cel(self) -> str:
@@ -236,6 +237,30 @@ class MultipleOf:
     def holds(self, model: BaseModel) -> bool:
         value = value_of(model, self.field)
         return not isinstance(value, int) or value % self.factor == 0
+
+
+@dataclass(frozen=True)
+class AmongWhen:
+    """Where `chosen` is set, every item of the list `field` is one of `allowed`."""
+
+    field: str
+    chosen: str
+    allowed: tuple[str, ...]
+
+    @property
+    def message(self) -> str:
+        return f"{self.field} of {self.chosen.rpartition('.')[2]} can only be {' or '.join(self.allowed)}"
+
+    @property
+    def cel(self) -> str:
+        values = f"[{', '.join(literal(a) for a in self.allowed)}]"
+        return f"!({present(self.chosen)}) || !({present(self.field)}) || self.{self.field}.all(x, x in {values})"
+
+    def holds(self, model: BaseModel) -> bool:
+        value = value_of(model, self.field)
+        if value_of(model, self.chosen) is None or not isinstance(value, list | tuple):
+            return True
+        return all(item in self.allowed for item in value)
 
 
 @dataclass(frozen=True)

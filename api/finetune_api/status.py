@@ -122,6 +122,17 @@ class ArtifactsStatus(StatusModel):
     """The weights, relative to uri."""
 
 
+class JudgementStatus(StatusModel):
+    """What the training did to the model, by the latest judgement."""
+
+    step: Int32 = 0
+    """The step whose weights were judged."""
+    best_step: Int32 | None = None
+    """The best step so far by the rule of spec.judgement."""
+    figures: Annotated[dict[str, Annotated[str, Field(max_length=32)]], Field(max_length=32)] | None = None
+    """Name → value as a decimal: fidelity, leak, drift …"""
+
+
 class FineTuneJobStatus(StatusModel):
     """What the operator observed."""
 
@@ -153,5 +164,7 @@ class FineTuneJobStatus(StatusModel):
     """Since when it has been active; none while it is suspended or queued. activeDeadlineSeconds counts both."""
     resolved: ResolvedStatus | None = None
     """What the job was made of."""
+    judgement: JudgementStatus | None = None
+    """Figures of the weights, where they are judged."""
     artifacts: ArtifactsStatus | None = None
     """Where the results are."""

@@ -7,13 +7,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from finetune_api.base import Int32, Model, Steps
-from finetune_api.rules import AtMostOneOf, Below, NotYet, Rule
+from finetune_api.rules import AtMostOneOf, Below, NotYet, OnlyWhen, Rule
 
 
 class OptimizerSpec(Model):
     """The optimizer."""
-
-    rules: ClassVar[tuple[Rule, ...]] = (NotYet("name", "use AdamW", allowed=("AdamW",)),)
 
     name: Literal["AdamW", "AdamW8bit", "Adafactor", "Prodigy"] = "AdamW"
     """The algorithm."""
@@ -39,16 +37,12 @@ class SchedulerSpec(Model):
 class LossSpec(Model):
     """The loss and the noise."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        NotYet("weighting", "use None", allowed=("None",)),
-        NotYet("minSnrGamma", "remove the field"),
-        NotYet("noiseOffset", "remove the field"),
-    )
+    rules: ClassVar[tuple[Rule, ...]] = (OnlyWhen("minSnrGamma", "weighting", "MinSnr"),)
 
     weighting: Literal["None", "MinSnr", "Debiased"] = "None"
     """Weight of each sample by its timestep."""
     min_snr_gamma: Annotated[float, Field(gt=0, le=100)] | None = None
-    """Gamma of weighting: MinSnr."""
+    """Gamma of weighting: MinSnr. Default: 5."""
     noise_offset: Annotated[float, Field(ge=0, le=1)] | None = None
     """Strength of a constant added to the noise of each channel."""
 
@@ -60,8 +54,6 @@ class TrainingSpec(Model):
         AtMostOneOf(("steps", "epochs")),
         Below("scheduler.warmupSteps", "steps", "the learning rate would never arrive; use fewer warm-up steps"),
         NotYet("precision", "use fp32 or bf16", allowed=("fp32", "bf16")),
-        NotYet("ema", "remove the field", allowed=(False,)),
-        NotYet("clipSkip", "the last layer of the text encoder is used, use 0", allowed=(0,)),
     )
 
     steps: Steps | None = None

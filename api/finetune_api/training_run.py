@@ -11,7 +11,14 @@ from finetune_api.base_model import BaseModelSpec
 from finetune_api.dataset import DatasetSpec
 from finetune_api.engine import EngineSpec
 from finetune_api.methods import MethodSpec
-from finetune_api.outputs import CheckpointsSpec, OutputSpec, ValidationSpec
+from finetune_api.outputs import (
+    CheckpointsSpec,
+    ExportsSpec,
+    JudgementSpec,
+    OutputSpec,
+    SamplesSpec,
+    ValidationSpec,
+)
 from finetune_api.training import LossSpec, OptimizerSpec, SchedulerSpec, TrainingSpec
 
 
@@ -68,6 +75,12 @@ class TrainingRun(Model):
     """How often the state is saved."""
     validation: ValidationSpec
     """Pictures before and after, prompts filled in."""
+    exports: ExportsSpec | None = None
+    """Loadable weights on the way; none without."""
+    judgement: JudgementSpec | None = None
+    """How it is judged; without, the pictures of validation are judged where the base model has a judge."""
+    samples: SamplesSpec | None = None
+    """Pictures made with the finished weights; none without."""
     output: OutputSpec
     """Where the weights go."""
     grace_seconds: Seconds = 120

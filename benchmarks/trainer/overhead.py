@@ -19,7 +19,7 @@ from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.engines import make_engine
 from finetune_trainer.families import load_family
-from finetune_trainer.methods import make_method
+from finetune_trainer.methods import NoFiles, make_methods
 from finetune_trainer.sources.builtin import open_builtin
 from finetune_trainer.telemetry.listener import StepReport
 from finetune_trainer.training.loop import make_samples, train
@@ -59,11 +59,11 @@ def floor(run: TrainingRun) -> float:
     """Seconds a step of the engine on one batch that never changes."""
     family = load_family(open_builtin(run.base_model.uri), torch.device("cpu"))
     pictures = PictureSet.open(PICTURES)
-    method = make_method(run.method, run.training.seed)
-    groups = method.install(family)
-    batch = make_samples(run, family, method, pictures, PictureSet.of([], "class pictures"), None).step(0)
+    (method,) = make_methods(run.method, run.training.seed)
+    groups = method.install(family, NoFiles())
+    batch = make_samples(run, family, [method], pictures, PictureSet.of([], "class pictures"), None).step(0)
     engine = make_engine(run.engine, family.device)
-    engine.prepare(StepModule(family, method.needs).train(), groups, run.training, batch)
+    engine.prepare(StepModule(family, method.needs, run.training.loss).train(), groups, run.training, batch)
     engine.step(batch, 1.0)
     began = time.perf_counter()
     for _ in range(STEPS):

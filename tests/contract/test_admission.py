@@ -82,7 +82,7 @@ PROFILES = [
     ({"tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]}, "value can only be set with operator: Equal"),
     ({"tolerations": [{"key": "a", "tolerationSeconds": 9}]}, "tolerationSeconds can only be set with effect"),
     ({"tolerations": [{"operator": "Equal"}]}, "without key set operator: Exists"),
-    ({"defaults": {"training": {"ema": True}}}, "ema can only be false so far"),
+    ({"defaults": {"training": {"precision": "fp16"}}}, "precision can only be 'fp32' or 'bf16' so far"),
     ({"hostPath": "/"}, 'unknown field "spec.hostPath"'),
 ]
 

@@ -51,7 +51,7 @@ def train_in_group(
     family, outcome = train_once(run, model, pictures, folder, lambda: next(looks, None) is None, listener, team=team)
     team.close()
     export = folder / "export" / str(team.rank)
-    files = export_weights(run, family, outcome.method, export)
+    files = export_weights(run, family, [method.result() for method in outcome.methods], export)
     return Trained(
         outcome.losses,
         outcome.interrupted,

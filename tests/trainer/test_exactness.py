@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from finetune_trainer.data.draw import Purpose, choose, draw
 from finetune_trainer.data.pictures import PictureSet, to_pixels
 from finetune_trainer.families import load_family
-from finetune_trainer.methods import Needs, make_method
+from finetune_trainer.methods import Needs, NoFiles, make_methods
 from finetune_trainer.training.loop import make_samples
 from finetune_trainer.training.step_module import StepModule
 from PIL import Image
@@ -136,15 +136,15 @@ def loss_and_gradient(
     """Of the step number 3, with class pictures; any pictures will do for those."""
     family = load_family(model, torch.device("cpu"))
     run = make_run(technique, True, training={"batchSize": batch, "gradientAccumulationSteps": accumulation})
-    method = make_method(run.method, 0)
-    (group,) = method.install(family)
+    method = make_methods(run.method, 0)[0]
+    (group,) = method.install(family, NoFiles())
     for name, parameter in group.parameters.items():
         if "lora_B" in name:  # zero at first, and then A would have no gradient
             torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(1))
     folder = PictureSet.open(pictures)
-    module = StepModule(family, method.needs)
+    module = StepModule(family, method.needs, run.training.loss)
     total = 0.0
-    for micro_batch in make_samples(run, family, method, folder, folder, None).step(3):
+    for micro_batch in make_samples(run, family, [method], folder, folder, None).step(3):
         loss, _ = module(micro_batch)
         loss.backward()
         total += loss.item()
@@ -156,11 +156,11 @@ def loss_and_gradient(
 def test_a_text_encoder_that_runs_in_each_step_gives_the_loss_of_a_cached_one(tiny_sd: Path, pictures: Path) -> None:
     """Techniques that train the text encoder get token ids in place of its cached output."""
     family = load_family(tiny_sd, torch.device("cpu"))
-    run, method = make_run("dreamBooth", True), make_method(make_run("dreamBooth").method, 0)
+    run, method = make_run("dreamBooth", True), make_methods(make_run("dreamBooth").method, 0)[0]
     folder = PictureSet.open(pictures)
-    (cached,) = make_samples(run, family, method, folder, folder, None).step(0)
-    loss, losses = StepModule(family, Needs())(cached)
-    live = StepModule(family, Needs(live_text_encoder=True))
+    (cached,) = make_samples(run, family, [method], folder, folder, None).step(0)
+    loss, losses = StepModule(family, Needs(), run.training.loss)(cached)
+    live = StepModule(family, Needs(live_text_encoder=True), run.training.loss)
     live_loss, _ = live(replace(cached, cond=None))
     assert live_loss.item() == pytest.approx(loss.item(), rel=1e-6)
     assert losses.shape == (2,)

@@ -75,7 +75,7 @@ def test_lora_loads_into_the_base_model(
     method = {"lora": {"prompt": PROMPT, "rank": 4} | settings}
     run = make_run(method=method, training={"learningRate": 0.05}, output={"dtype": dtype})
     family, outcome = train_once(run, tiny_sd, pictures, tmp_path)
-    (file,) = export_weights(run, family, outcome.method, tmp_path / "out")
+    (file,) = export_weights(run, family, [method.result() for method in outcome.methods], tmp_path / "out")
     assert file == tmp_path / "out" / "lora" / "pytorch_lora_weights.safetensors"
 
     base = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
@@ -89,7 +89,7 @@ def test_lora_loads_into_the_base_model(
 def test_lora_file_has_these_keys_and_says_rank_and_alpha(tiny_sd: Path, pictures: Path, tmp_path: Path) -> None:
     run = make_run(method={"lora": {"prompt": PROMPT, "rank": 4, "alpha": 2.0}}, output={"dtype": "fp16"})
     family, outcome = train_once(run, tiny_sd, pictures, tmp_path)
-    (file,) = export_weights(run, family, outcome.method, tmp_path / "out")
+    (file,) = export_weights(run, family, [method.result() for method in outcome.methods], tmp_path / "out")
     tensors = load_file(file)
     assert sorted(tensors) == sorted(LORA_KEYS)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
@@ -112,7 +112,7 @@ def test_each_kind_of_layer_gets_matrices(tiny_sd: Path, pictures: Path, tmp_pat
     for target in ALL:
         run = make_run(method={"lora": {"prompt": PROMPT, "targets": [target]}}, training={"steps": 1})
         family, outcome = train_once(run, tiny_sd, pictures, tmp_path / target)
-        (file,) = export_weights(run, family, outcome.method, tmp_path / target / "out")
+        (file,) = export_weights(run, family, [method.result() for method in outcome.methods], tmp_path / target / "out")
         found[target] = {key.rpartition(".lora_")[0].removeprefix("unet.") for key in load_file(file)}
     layers = dict(UNet2DConditionModel.from_pretrained(tiny_sd / "unet").named_modules())
     blocks = {name for name, layer in layers.items() if isinstance(layer, nn.Linear) and ".transformer_blocks." in name}
@@ -129,7 +129,7 @@ def test_dreambooth_is_a_whole_pipeline(
 ) -> None:
     run = make_run("dreamBooth", output={"dtype": dtype})
     family, outcome = train_once(run, tiny_sd, pictures, tmp_path)
-    files = export_weights(run, family, outcome.method, tmp_path / "out")
+    files = export_weights(run, family, [method.result() for method in outcome.methods], tmp_path / "out")
     folder = tmp_path / "out" / "pipeline"
     assert [path.relative_to(folder).as_posix() for path in files] == PIPELINE_FILES
     weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
@@ -152,7 +152,7 @@ def test_exporting_leaves_the_live_model_as_it_was(tiny_sd: Path, pictures: Path
     run = make_run("dreamBooth", output={"dtype": "fp16"})
     family, outcome = train_once(run, tiny_sd, pictures, tmp_path)
     before = live_latents(family)
-    export_weights(run, family, outcome.method, tmp_path / "out")
+    export_weights(run, family, [method.result() for method in outcome.methods], tmp_path / "out")
     assert torch.equal(live_latents(family), before)
 
 

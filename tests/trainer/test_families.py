@@ -75,7 +75,7 @@ def test_what_a_model_says_of_itself(tiny_sd: Path) -> None:
     assert (family.resolution, family.pixels_per_latent, family.latent_channels, family.timesteps) == (16, 2, 4, 1000)
     assert sorted(family.digests) == ["scheduler", "text_encoder", "tokenizer", "unet", "vae"]
     assert family.sampler["name"] == "DPMSolverMultistepScheduler"
-    assert family.tokenize(["a", "b c"]).shape == (2, 24)
+    assert family.tokenize(["a", "b c"]).shape == (2, 1, 24)
     assert family.encode_text(family.tokenize(["a"])).embeddings.shape == (1, 24, 24)
     assert not any(value.requires_grad for part in family.parts.values() for value in part.parameters())
 

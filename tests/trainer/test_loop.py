@@ -10,7 +10,7 @@ from finetune_trainer.data.samples import Batch
 from finetune_trainer.engines import NonFiniteLoss, make_engine
 from finetune_trainer.errors import ConfigurationError, RunError
 from finetune_trainer.families import Moments
-from finetune_trainer.methods import ParameterGroup, make_method
+from finetune_trainer.methods import ParameterGroup, make_methods
 from finetune_trainer.publish.file_store import FileStore
 from support.training import Memory, make_run, train_once
 from torch import Tensor, nn
@@ -81,7 +81,18 @@ class Scalar(nn.Module):
 def batch_of(weight: float) -> Batch:
     nothing = torch.zeros(1, 1, 1, 1)
     moments, tokens = Moments(nothing, nothing), torch.zeros(1, 1, dtype=torch.int64)
-    return Batch(moments, nothing, nothing, torch.zeros(1, dtype=torch.int64), torch.tensor([weight]), tokens, None)
+    return Batch(
+        moments,
+        nothing,
+        nothing,
+        torch.zeros(1, dtype=torch.int64),
+        torch.tensor([weight]),
+        tokens,
+        None,
+        torch.zeros(1, 6),
+        None,
+        0,
+    )
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
@@ -140,7 +151,7 @@ def test_what_is_not_carried_out_is_refused_here_too() -> None:
     """Admission refuses it already; a document written by hand may come another way."""
     spec = MethodSpec.model_construct(lora=None, dream_booth=None, hypernetwork=None, textual_inversion=object())
     with pytest.raises(ConfigurationError, match=r"method\.textualInversion is not carried out by this trainer"):
-        make_method(spec, 0)
+        make_methods(spec, 0)
     for engine in ({"offload_optimizer": "Cpu"}, {"offload_parameters": "Cpu"}):
         with pytest.raises(ConfigurationError, match="remove offloadOptimizer and offloadParameters"):
             make_engine(EngineSpec().model_copy(update=engine), torch.device("cpu"))

@@ -54,7 +54,7 @@ def run_for(technique: str) -> TrainingRun:
 
 
 def exported(run: TrainingRun, family: Family, outcome: TrainOutcome, folder: Path) -> dict[str, bytes]:
-    files = export_weights(run, family, outcome.method, folder / "export")
+    files = export_weights(run, family, [method.result() for method in outcome.methods], folder / "export")
     return {path.relative_to(folder / "export").as_posix(): path.read_bytes() for path in files}
 
 

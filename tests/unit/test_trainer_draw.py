@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from finetune_trainer.data.draw import Purpose, choose, crop_offsets, draw
+from finetune_trainer.data.draw import Purpose, bucket_order, choose, crop_offsets, draw
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +17,12 @@ GOLDEN_TIMESTEPS = [586, 773, 453, 38, 902, 418]
 GOLDEN_FLIPS = [False, True, True, True, True, False, False, False]
 GOLDEN_ORDER = [3, 0, 2, 4, 1, 2, 4, 1, 0, 3]
 GOLDEN_CROP = (0.68295142, 0.530489)
+GOLDEN_OFFSET_NOISE = [-0.0296068, 0.1780745, -0.3393075, 0.0105612]
+GOLDEN_TEMPLATES = [4, 8, 8, 9, 5, 9, 9, 1]
+GOLDEN_TAGS = [0, 1, 4, 5, 3, 2]
+GOLDEN_DROPPED = [False, False, False, False, False, False, True, True]
+GOLDEN_MODULE_SEED = 7804284836924275254
+GOLDEN_BUCKETS = [0, 2, 0, 2, 0]
 
 
 def test_golden_values() -> None:
@@ -28,6 +34,12 @@ def test_golden_values() -> None:
     assert [draw(0, Purpose.INSTANCE, 0, index).flip for index in range(8)] == GOLDEN_FLIPS
     assert [choose(0, Purpose.INSTANCE, ordinal, 5) for ordinal in range(10)] == GOLDEN_ORDER
     assert crop_offsets(0, 2, 1) == pytest.approx(GOLDEN_CROP)
+    np.testing.assert_allclose(first.offset_noise(4).flatten(), GOLDEN_OFFSET_NOISE, rtol=1e-5)
+    assert [draw(0, Purpose.INSTANCE, 0, index).template(10) for index in range(8)] == GOLDEN_TEMPLATES
+    assert first.tag_order(6) == GOLDEN_TAGS
+    assert [draw(0, Purpose.INSTANCE, 0, index).drops_caption(0.3) for index in range(8)] == GOLDEN_DROPPED
+    assert first.module_seed == GOLDEN_MODULE_SEED
+    assert bucket_order(0, 1, [3, 0, 2]) == GOLDEN_BUCKETS
 
 
 @given(SEEDS, STEPS, INDICES)

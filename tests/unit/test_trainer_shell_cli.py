@@ -83,7 +83,8 @@ BAD = {
         ("prompt: a photo of sks dog", "prompt: a\n      zzz: 1"),
         [
             "job.yaml:11: spec.method.lora.zzz: there is no such field; there are prompt, rank, alpha, dropout, "
-            "targets, useDora, useRslora, trainTextEncoder, priorPreservation, continueFrom, tokens"
+            "targets, useDora, useRslora, trainTextEncoder, textEncoderLearningRate, priorPreservation, continueFrom, "
+            "tokens"
         ],
     ),
     "a missing field": (
@@ -114,15 +115,18 @@ BAD = {
         ['job.yaml:16: spec.validation.prompts[1] is "": must not be empty'],
     ),
     "what is not carried out yet": (
-        ("steps: 10", "ema: true"),
-        ["job.yaml:14: spec.training.ema is true: ema can only be false so far; remove the field"],
+        ("steps: 10", "precision: fp16"),
+        [
+            "job.yaml:14: spec.training.precision is \"fp16\": precision can only be 'fp32' or 'bf16' so far; use fp32 or "
+            "bf16"
+        ],
     ),
     "two rules broken at once": (
-        ("steps: 10", "ema: true\n    clipSkip: 2"),
+        ("steps: 10", "precision: fp16\n    epochs: 2\n    steps: 10"),
         [
-            "job.yaml:14: spec.training.ema is true: ema can only be false so far; remove the field",
-            "job.yaml:15: spec.training.clipSkip is 2: clipSkip can only be 0 so far; the last layer of the text "
-            "encoder is used, use 0",
+            "job.yaml:13: spec.training: set at most one of steps, epochs",
+            "job.yaml:14: spec.training.precision is \"fp16\": precision can only be 'fp32' or 'bf16' so far; use "
+            "fp32 or bf16",
         ],
     ),
     "no technique": (

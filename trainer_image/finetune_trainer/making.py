@@ -81,7 +81,7 @@ def make(
     listener.stage("Preparing")
     pictures = PictureSet.open(inputs.pictures)
     device = device_of(settings.seat)
-    family = load_family(inputs.model.path, device)
+    family = load_family(inputs.model.path, device, run.training.clip_skip)
     team = join(settings.seat, device)
     class_pictures = _class_pictures(run, family, settings, listener, should_stop)
 
@@ -141,7 +141,7 @@ def make(
     (folder / "report.html").write_text(render_report(report), "utf-8")
 
     listener.stage("Exporting")
-    exported = export_weights(run, family, outcome.method, folder)
+    exported = export_weights(run, family, [method.result() for method in outcome.methods], folder)
     return Made(
         folder=folder,
         weights=_loadable([path.relative_to(folder) for path in exported]),
@@ -165,7 +165,7 @@ def help_making(
     """
     pictures = PictureSet.open(inputs.pictures)
     device = device_of(settings.seat)
-    family = load_family(inputs.model.path, device)
+    family = load_family(inputs.model.path, device, run.training.clip_skip)
     team = join(settings.seat, device)
     team.meet(should_stop)
     # drawn once, by rank 0: another GPU might draw them a little differently

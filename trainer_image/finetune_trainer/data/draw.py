@@ -7,6 +7,7 @@ accumulation, with or without caches, on any device, and after any interruption.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -38,6 +39,12 @@ class _Stream(IntEnum):
     POSTERIOR_NOISE = 4
     ORDER = 5
     CROP = 6
+    NOISE_OFFSET = 7
+    TEMPLATE = 8
+    TAGS = 9
+    NO_CAPTION = 10
+    BUCKETS = 11
+    MODULES = 12
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,28 @@ class Draw:
         """Standard normal float32 of `shape` for sampling the VAE's posterior."""
         return self._normal(_Stream.POSTERIOR_NOISE, shape)
 
+    def offset_noise(self, channels: int) -> Tensor:
+        """Standard normal float32 [1, channels, 1, 1]: one constant for each channel."""
+        return self._normal(_Stream.NOISE_OFFSET, (1, channels, 1, 1))
+
+    def template(self, count: int) -> int:
+        """Which of `count` captions, 0 … count - 1."""
+        return int(self._generator(_Stream.TEMPLATE).integers(count))
+
+    def tag_order(self, count: int) -> list[int]:
+        """A permutation of 0 … count - 1."""
+        order: list[int] = self._generator(_Stream.TAGS).permutation(count).tolist()
+        return order
+
+    def drops_caption(self, share: float) -> bool:
+        """True for `share` of all samples."""
+        return bool(self._generator(_Stream.NO_CAPTION).random() < share)
+
+    @property
+    def module_seed(self) -> int:
+        """Seed for what networks draw themselves (dropout), 0 … 2⁶³ - 1."""
+        return int(self._generator(_Stream.MODULES).integers(2**63))
+
     def _normal(self, stream: _Stream, shape: tuple[int, ...]) -> Tensor:
         return torch.from_numpy(self._generator(stream).standard_normal(shape, dtype=np.float32))
 
@@ -92,6 +121,13 @@ def choose(seed: int, purpose: Purpose, ordinal: int, count: int) -> int:
     was seen more than once more often than another.
     """
     return _order(seed, purpose, ordinal // count, count)[ordinal % count]
+
+
+def bucket_order(seed: int, epoch: int, batches: Sequence[int]) -> list[int]:
+    """Which bucket each micro-batch of a pass comes from, when bucket i is to yield `batches[i]` of them."""
+    which = np.repeat(np.arange(len(batches)), batches)
+    order: list[int] = _generator(seed, Purpose.INSTANCE, _Stream.BUCKETS, 0, epoch).permutation(which).tolist()
+    return order
 
 
 def crop_offsets(seed: int, picture: int, crop: int) -> tuple[float, float]:

@@ -28,9 +28,15 @@ class Batch:
     weights: Tensor
     """float32 [B]; over all micro-batches and processes of the step they add up to 1 + λ"""
     token_ids: Tensor
-    """int64 [B, tokens]"""
+    """int64 [B, encoders, tokens]"""
     cond: Cond | None
     """The text, encoded; None when the text encoder is trained and token_ids must be encoded in the step."""
+    sizes: Tensor
+    """float32 [B, 6]: original height and width, top and left of the crop, height and width of the target, in pixels"""
+    masks: Tensor | None
+    """float32 [B, 1, height, width] of the latents, 0 … 1: how much each place counts; None where all do"""
+    seed: int
+    """For what modules draw themselves, such as dropout."""
 
     def to(self, device: torch.device) -> Batch:
         return Batch(
@@ -41,6 +47,9 @@ class Batch:
             self.weights.to(device),
             self.token_ids.to(device),
             None if self.cond is None else self.cond.to(device),
+            self.sizes.to(device),
+            None if self.masks is None else self.masks.to(device),
+            self.seed,
         )
 
 
@@ -105,7 +114,14 @@ class Samples:
             weights,
             torch.cat([self._token_ids[stream.prompt] for stream in order]),
             None if self._text is None else Cond.stack([self._text.get(stream.prompt) for stream in order]),
+            torch.tensor([self._sizes(one.mean) for one in moments]),
+            None,
+            draw(self._seed, Purpose.INSTANCE, step, first).module_seed,
         )
+
+    def _sizes(self, latent: Tensor) -> list[float]:
+        height, width = (float(side * self._family.pixels_per_latent) for side in latent.shape[-2:])
+        return [height, width, 0.0, 0.0, height, width]
 
     def _row(self, stream: Stream, step: int, index: int) -> tuple[Moments, Tensor, Tensor, int]:
         item = choose(self._seed, stream.purpose, step * self.pictures_per_step + index, len(stream.latents))

@@ -18,8 +18,11 @@ __all__ = ["Cond", "Family", "Moments", "load_family"]
 FAMILIES = {"StableDiffusionPipeline": StableDiffusion}
 
 
-def load_family(path: Path, device: torch.device) -> Family:
+def load_family(path: Path, device: torch.device, clip_skip: int = 0) -> Family:
     """Loads the base model in `path` (Diffusers' layout, safetensors) in float32.
+
+    Args:
+        clip_skip: layers left out at the end of the text encoders.
 
     Raises:
         DataError: it is no such model, of a kind that is not known, or parts of it are missing or broken.
@@ -39,4 +42,4 @@ def load_family(path: Path, device: torch.device) -> Family:
             f"baseModel: {path} is a {kind}; these can be fine-tuned: {', '.join(sorted(FAMILIES))} "
             "(Stable Diffusion 1.x and 2.x)"
         )
-    return FAMILIES[kind].load(path, device)
+    return FAMILIES[kind].load(path, device, clip_skip)

@@ -20,14 +20,17 @@ class Cond:
 
     embeddings: Tensor
     """float32 [B, tokens, width]"""
+    pooled: Tensor | None = None
+    """float32 [B, width of the pooled text], where the family has one"""
 
     def to(self, device: torch.device) -> Cond:
-        return Cond(self.embeddings.to(device))
+        return Cond(self.embeddings.to(device), None if self.pooled is None else self.pooled.to(device))
 
     @staticmethod
     def stack(rows: Sequence[Cond]) -> Cond:
         """Rows of one sample each, put together in this order."""
-        return Cond(torch.cat([row.embeddings for row in rows]))
+        pooled = [row.pooled for row in rows if row.pooled is not None]
+        return Cond(torch.cat([row.embeddings for row in rows]), torch.cat(pooled) if pooled else None)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,10 @@ class Family(Protocol):
     """Networks by their folder's name in Diffusers' layout. Export keys start with these names."""
     denoiser: str
     """The part that predicts."""
+    text_encoders: tuple[str, ...]
+    """The parts that read text, in the order of the tokenizers."""
+    prediction_type: str
+    """epsilon or v_prediction."""
     digests: Mapping[str, str]
     """SHA-256 of each folder of the model, tokenizer and scheduler included."""
     digest: str
@@ -72,11 +79,40 @@ class Family(Protocol):
     timesteps: int
     """Noise levels; timesteps are 0 … timesteps - 1."""
 
-    def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """int64 [B, tokens], padded and cut to the model's length."""
+    def tokenize(self, prompts: Sequence[str], chunks: int = 1) -> Tensor:
+        """int64 [B, encoders, chunks * length]: windows of the model's length (77), each with its own begin and end,
+        padded; what does not fit is cut."""
+
+    def chunks_of(self, prompt: str) -> int:
+        """Windows that `prompt` fills, at least 1."""
 
     def encode_text(self, token_ids: Tensor) -> Cond:
-        """Conditioning of token ids [B, tokens]; differentiable when the text encoder is trained."""
+        """Conditioning of `tokenize`'s ids, the windows one after the other; differentiable when a text encoder is
+        trained."""
+
+    def word_known(self, word: str) -> bool:
+        """Whether `word` is a single token of the vocabulary."""
+
+    def embed(self, text: str) -> dict[str, Tensor]:
+        """The vocabulary's vectors for the tokens of `text`, begin and end left out: text encoder → float32
+        [tokens, width]."""
+
+    def vocabulary(self, part: str) -> Tensor:
+        """The frozen table of text encoder `part`, float32 [words, width]."""
+
+    def add_word(self, word: str, vectors: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+        """Makes `word` stand for new vectors, rows of their own beside the frozen table. Prompts that have it then
+        expand to as many tokens.
+
+        Args:
+            vectors: first values for each text encoder, float32 [n, width], n the same for all.
+
+        Returns:
+            Text encoder → the new rows.
+
+        Raises:
+            ValueError: the word is known already.
+        """
 
     def encode_image(self, pixels: Tensor) -> Moments:
         """Moments of pictures, float32 [B, 3, H, W] in -1 … 1."""
@@ -87,8 +123,12 @@ class Family(Protocol):
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`latents` at the noise levels of `timesteps`, int64 [B]."""
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, cond: Cond) -> Tensor:
-        """The denoiser's output, shape of `noisy`."""
+    def predict(self, noisy: Tensor, timesteps: Tensor, cond: Cond, sizes: Tensor) -> Tensor:
+        """The denoiser's output, shape of `noisy`. `sizes`, float32 [B, 6]: original height and width, top and left of
+        the crop, height and width of the target, in pixels; families that are not conditioned on them pass over it."""
+
+    def snr(self, timesteps: Tensor) -> Tensor:
+        """Signal-to-noise ratio at `timesteps`, float32 [B]; 0 at the last one with zero terminal SNR."""
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What the denoiser should have said, by the scheduler's prediction type."""

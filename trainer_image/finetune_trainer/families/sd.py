@@ -26,6 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from finetune_trainer.errors import DataError
 from finetune_trainer.families.base import Cond, Moments
 from finetune_trainer.families.folder import digests_of, joint_digest, variant_of
+from finetune_trainer.families.text import TextReader
 
 WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",
@@ -41,6 +42,7 @@ class StableDiffusion:
 
     name = "stable-diffusion"
     denoiser = "unet"
+    text_encoders = ("text_encoder",)
 
     def __init__(
         self,
@@ -50,9 +52,11 @@ class StableDiffusion:
         tokenizer: CLIPTokenizer,
         scheduler: SchedulerMixin,
         digests: Mapping[str, str],
+        clip_skip: int = 0,
     ) -> None:
         self.folder, self.device, self.parts, self.digests = folder, device, parts, digests
         self.digest = joint_digest(digests)
+        self._clip_skip = clip_skip
         self._tokenizer, self._own_scheduler = tokenizer, scheduler
         self._noise = DDPMScheduler.from_config(scheduler.config)
         prediction = self._noise.config.prediction_type
@@ -61,8 +65,10 @@ class StableDiffusion:
                 f"baseModel: scheduler/scheduler_config.json says prediction_type {prediction}; "
                 f"these can be trained: {', '.join(PREDICTION_TYPES)}"
             )
+        self.prediction_type = str(prediction)
         self._noise.alphas_cumprod = self._noise.alphas_cumprod.to(device)
         self._unet, self._vae, self._text_encoder = parts["unet"], parts["vae"], parts["text_encoder"]
+        self._text = TextReader(tokenizer, parts["text_encoder"])
         self.timesteps = int(self._noise.config.num_train_timesteps)
         self.pixels_per_latent = 2 ** (len(self._vae.config.block_out_channels) - 1)
         self.latent_channels = int(self._vae.config.latent_channels)
@@ -75,7 +81,7 @@ class StableDiffusion:
         self.resolution = int(self._unet.config.sample_size) * self.pixels_per_latent
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device) -> StableDiffusion:
+    def load(cls, folder: Path, device: torch.device, clip_skip: int = 0) -> StableDiffusion:
         """Reads every part from safetensors and JSON; nothing in the folder can run code.
 
         Raises:
@@ -107,18 +113,28 @@ class StableDiffusion:
         for part in loaded.values():
             # channels last is how CPU and GPU convolutions are fastest; it changes no value
             part.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
-        return cls(folder, device, loaded, tokenizer, scheduler, digests_of(folder, FOLDERS))
+        return cls(folder, device, loaded, tokenizer, scheduler, digests_of(folder, FOLDERS), clip_skip)
 
-    def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        length = min(self._tokenizer.model_max_length, self._text_encoder.config.max_position_embeddings)
-        ids = self._tokenizer(
-            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).input_ids
-        assert isinstance(ids, Tensor)
-        return ids
+    def tokenize(self, prompts: Sequence[str], chunks: int = 1) -> Tensor:
+        return self._text.tokenize(prompts, chunks).unsqueeze(1)
+
+    def chunks_of(self, prompt: str) -> int:
+        return self._text.chunks_of(prompt)
 
     def encode_text(self, token_ids: Tensor) -> Cond:
-        return Cond(self._text_encoder(token_ids.to(self.device))[0])
+        return Cond(self._text.encode(token_ids[:, 0].to(self.device), self._clip_skip).hidden)
+
+    def word_known(self, word: str) -> bool:
+        return self._text.word_known(word)
+
+    def embed(self, text: str) -> dict[str, Tensor]:
+        return {"text_encoder": self._text.embed(text)}
+
+    def vocabulary(self, part: str) -> Tensor:
+        return self._text.vocabulary
+
+    def add_word(self, word: str, vectors: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+        return {"text_encoder": self._text.add_word(word, vectors["text_encoder"])}
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> Moments:
@@ -132,7 +148,11 @@ class StableDiffusion:
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         return self._noise.add_noise(latents, noise, timesteps)
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, cond: Cond) -> Tensor:
+    def snr(self, timesteps: Tensor) -> Tensor:
+        signal = self._noise.alphas_cumprod[timesteps]
+        return signal / (1 - signal)
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, cond: Cond, sizes: Tensor) -> Tensor:
         prediction: Tensor = self._unet(noisy, timesteps, encoder_hidden_states=cond.embeddings, return_dict=False)[0]
         return prediction
 
@@ -155,12 +175,13 @@ class StableDiffusion:
     ) -> list[Image.Image]:
         pipeline = self._pipeline(drawing_scheduler(dict(self._noise.config)))
         zero_snr = bool(self._noise.config.rescale_betas_zero_snr)
+        chunks = max(self.chunks_of(prompt) for prompt in {*prompts, *negative_prompts})
         training = self._unet.training
         self._unet.eval()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type != "cpu"):
             latents = pipeline(
-                prompt_embeds=self.encode_text(self.tokenize(prompts)).embeddings,
-                negative_prompt_embeds=self.encode_text(self.tokenize(negative_prompts)).embeddings,
+                prompt_embeds=self.encode_text(self.tokenize(prompts, chunks)).embeddings,
+                negative_prompt_embeds=self.encode_text(self.tokenize(negative_prompts, chunks)).embeddings,
                 latents=noise.to(self.device),
                 num_inference_steps=steps,
                 guidance_scale=guidance,

@@ -2,24 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from finetune_api.methods import MethodSpec
 
 from finetune_trainer.errors import ConfigurationError
-from finetune_trainer.methods.base import AdapterWeights, Method, Needs, ParameterGroup, WholeParts
+from finetune_trainer.methods.base import (
+    AdapterWeights,
+    Files,
+    Hypernetwork,
+    Method,
+    Needs,
+    NewWords,
+    NoFiles,
+    ParameterGroup,
+    Result,
+    WholeParts,
+)
 from finetune_trainer.methods.dreambooth import DreamBooth
 from finetune_trainer.methods.lora import Lora
 
-__all__ = ["AdapterWeights", "Method", "Needs", "ParameterGroup", "WholeParts", "make_method"]
+__all__ = [
+    "AdapterWeights",
+    "Files",
+    "Hypernetwork",
+    "Method",
+    "Needs",
+    "NewWords",
+    "NoFiles",
+    "ParameterGroup",
+    "Result",
+    "WholeParts",
+    "make_methods",
+    "needs_of",
+]
 
 
-def make_method(spec: MethodSpec, seed: int) -> Method:
-    """The technique that `spec` sets; `seed` is for the first values of new weights.
+def make_methods(spec: MethodSpec, seed: int) -> tuple[Method, ...]:
+    """The technique that `spec` sets, or several that are trained together; `seed` is for the first values of new
+    weights.
 
     Raises:
         ConfigurationError: it is one that this trainer does not carry out.
     """
     if spec.lora is not None:
-        return Lora(spec.lora, seed)
+        return (Lora(spec.lora, seed),)
     if spec.dream_booth is not None:
-        return DreamBooth()
+        return (DreamBooth(spec.dream_booth),)
     raise ConfigurationError(f"method.{spec.name} is not carried out by this trainer; use lora or dreamBooth")
+
+
+def needs_of(methods: Sequence[Method]) -> Needs:
+    """What any of `methods` needs."""
+    return Needs(
+        live_text_encoder=any(method.needs.live_text_encoder for method in methods),
+        live_vae=any(method.needs.live_vae for method in methods),
+    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -20,6 +21,10 @@ class ParameterGroup:
     """By a name that is unique in the whole training and the same in each process and attempt."""
     learning_rate: float | None = None
     """None: the training's."""
+    weight_decay: float | None = None
+    """None: the optimizer's."""
+    constraint: Callable[[nn.Parameter], None] | None = None
+    """Applied to each parameter in place, without gradients, after each optimizer step."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +52,59 @@ class WholeParts:
     parts: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class NewWords:
+    """Words that stand for new vectors."""
+
+    words: Mapping[str, Mapping[str, Tensor]]
+    """Placeholder → text encoder → float32 [n, width]."""
+
+
+@dataclass(frozen=True)
+class Hypernetwork:
+    """Small networks on the inputs of keys and values."""
+
+    layers: Mapping[int, tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]
+    """Width of the attention's context → state dicts of the networks for keys and for values, as AUTOMATIC1111 names
+    them."""
+    settings: Mapping[str, object]
+    """layer_structure, activation_func, is_layer_norm …, by AUTOMATIC1111's names."""
+
+
+Result = AdapterWeights | WholeParts | NewWords | Hypernetwork
+
+
+class Files(Protocol):
+    """Files that a technique starts from, fetched."""
+
+    def path(self, uri: str) -> Path:
+        """Where the file of `uri` lies."""
+
+
+class NoFiles:
+    """Implements Files where nothing was fetched."""
+
+    def path(self, uri: str) -> Path:
+        raise FileNotFoundError(uri)
+
+
 class Method(Protocol):
     """One technique. It never asks who executes the steps."""
 
     needs: Needs
+    captions: tuple[str, ...]
+    """What pictures without a caption of their own are called: one prompt, or templates to draw from."""
 
-    def install(self, family: Family) -> tuple[ParameterGroup, ...]:
-        """Adds what is trained to the family's parts and says what it is. Called once."""
+    def install(self, family: Family, files: Files) -> tuple[ParameterGroup, ...]:
+        """Adds what is trained to the family's parts and says what it is. Called once.
 
-    def result(self) -> AdapterWeights | WholeParts:
+        Raises:
+            ConfigurationError: it does not fit the family.
+            DataError: a file to start from cannot be used.
+        """
+
+    def result(self) -> Result:
         """What is to be exported, live: tensors are shared with the training."""
+
+    def load(self, result: Result) -> None:
+        """Puts what `result` once gave into an installed technique. Raises DataError where it does not fit."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from finetune_api.methods import DreamBoothSpec
+
 from finetune_trainer.families.base import Family
-from finetune_trainer.methods.base import Needs, ParameterGroup, WholeParts
+from finetune_trainer.methods.base import Files, Needs, ParameterGroup, Result, WholeParts
 
 
 class DreamBooth:
@@ -11,10 +13,11 @@ class DreamBooth:
 
     needs = Needs()
 
-    def __init__(self) -> None:
+    def __init__(self, spec: DreamBoothSpec) -> None:
+        self.captions = (spec.prompt,)
         self._part = ""
 
-    def install(self, family: Family) -> tuple[ParameterGroup, ...]:
+    def install(self, family: Family, files: Files) -> tuple[ParameterGroup, ...]:
         self._part = family.denoiser
         denoiser = family.parts[self._part].requires_grad_(True)
         parameters = {f"{self._part}.{name}": value for name, value in sorted(denoiser.named_parameters())}
@@ -22,3 +25,6 @@ class DreamBooth:
 
     def result(self) -> WholeParts:
         return WholeParts((self._part,))
+
+    def load(self, result: Result) -> None:
+        """Nothing to do: a whole pipeline is loaded as a base model."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from finetune_api.methods import LoraSpec
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from finetune_trainer.data.draw import Purpose, draw
 from finetune_trainer.families.base import Family
-from finetune_trainer.methods.base import AdapterWeights, Needs, ParameterGroup
+from finetune_trainer.methods.base import AdapterWeights, Files, Needs, ParameterGroup, Result
 
 # Ends of module names in Diffusers' UNet, by the API's words for them.
 TARGETS = {
@@ -27,13 +27,14 @@ class Lora:
 
     def __init__(self, spec: LoraSpec, seed: int) -> None:
         alpha = float(spec.rank) if spec.alpha is None else spec.alpha
+        self.captions = (spec.prompt,)
         self._rank, self._seed = spec.rank, seed
         self._modules = sorted(module for target in spec.targets for module in TARGETS[target])
         self._config = LoraConfig(r=spec.rank, lora_alpha=alpha, target_modules=self._modules)
         self._part = ""
         self._denoiser: nn.Module | None = None
 
-    def install(self, family: Family) -> tuple[ParameterGroup, ...]:
+    def install(self, family: Family, files: Files) -> tuple[ParameterGroup, ...]:
         self._part = family.denoiser
         self._denoiser = family.parts[family.denoiser]
         self._denoiser.add_adapter(self._config)
@@ -66,3 +67,8 @@ class Lora:
             "peft_type": "LORA",
         }
         return AdapterWeights({self._part: tensors}, {self._part: config})
+
+    def load(self, result: Result) -> None:
+        assert isinstance(result, AdapterWeights)
+        assert self._denoiser is not None, "install comes first"
+        set_peft_model_state_dict(self._denoiser, dict(result.tensors[self._part]))

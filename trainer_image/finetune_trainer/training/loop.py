@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from finetune_api import TrainingRun
-from finetune_api.resolve import prior_of, prompt_of
+from finetune_api.resolve import prior_of
 
 from finetune_trainer.checkpoints import Checkpoints, TrainingState
 from finetune_trainer.data.draw import Purpose
@@ -23,8 +23,9 @@ from finetune_trainer.engines import make_engine
 from finetune_trainer.errors import ConfigurationError, RunError
 from finetune_trainer.families.base import Family
 from finetune_trainer.group.team import ALONE, Team
-from finetune_trainer.methods import Method, make_method
+from finetune_trainer.methods import Files, Method, NoFiles, make_methods, needs_of
 from finetune_trainer.telemetry.listener import Listener, StepReport
+from finetune_trainer.training.duties import Duty
 from finetune_trainer.training.schedule import learning_rate_factor, total_steps
 from finetune_trainer.training.step_module import StepModule
 
@@ -42,7 +43,7 @@ class TrainOutcome:
     interrupted: bool
     losses: tuple[float, ...]
     """Of each step from the first one on, earlier attempts included."""
-    method: Method
+    methods: tuple[Method, ...]
     resumed_from_step: int | None
     saved_step: int
     """Step of the newest checkpoint that another attempt can go on from; 0 without."""
@@ -58,6 +59,8 @@ def train(
     listener: Listener,
     should_stop: Callable[[], bool],
     team: Team = ALONE,
+    files: Files | None = None,
+    duties: Sequence[Duty] = (),
 ) -> TrainOutcome:
     """Trains from the newest checkpoint, or from the start, to the last step or until `should_stop`.
 
@@ -71,6 +74,8 @@ def train(
         listener: hears of every step.
         should_stop: asked between steps; the state is saved before returning.
         team: the processes that train together. Where one of them is to stop, all stop after the same step.
+        files: what a technique starts from; None where it needs none.
+        duties: what is to be done every so many steps; empty in all processes of a group but rank 0.
 
     Raises:
         DataError: a picture cannot be used.
@@ -84,10 +89,10 @@ def train(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     classes = PictureSet.of(class_pictures, "class pictures")
-    method = make_method(run.method, spec.seed)
-    groups = method.install(family)
-    samples = make_samples(run, family, method, pictures, classes, cache_dir, team)
-    module = StepModule(family, method.needs).train()
+    methods = make_methods(run.method, spec.seed)
+    groups = [group for method in methods for group in method.install(family, files or NoFiles())]
+    samples = make_samples(run, family, methods, pictures, classes, cache_dir, team)
+    module = StepModule(family, needs_of(methods), spec.loss).train()
     if spec.gradient_checkpointing:
         for part in module.parts.values():
             part.enable_gradient_checkpointing()
@@ -147,7 +152,7 @@ def train(
         _mean(losses),
         step < total,
         tuple(losses),
-        method,
+        methods,
         resumed_from,
         saved_step,
     )
@@ -156,7 +161,7 @@ def train(
 def make_samples(
     run: TrainingRun,
     family: Family,
-    method: Method,
+    methods: Sequence[Method],
     pictures: PictureSet,
     classes: PictureSet,
     cache_dir: Path | None,
@@ -167,12 +172,12 @@ def make_samples(
     resolution = dataset.resolution or family.resolution
     folder = None if cache_dir is None else cache_dir / "latents"
     crops = Crops(resolution, dataset.crops_per_picture, dataset.crop == "Random", dataset.flip, spec.seed)
-    streams = [Stream(Purpose.INSTANCE, Latents(family, pictures, crops, folder), prompt_of(run.method), 1.0)]
+    streams = [Stream(Purpose.INSTANCE, Latents(family, pictures, crops, folder), methods[0].captions[0], 1.0)]
     prior = prior_of(run.method)
     if prior is not None:
         latents = Latents(family, classes, Crops(resolution), folder)
         streams.append(Stream(Purpose.CLASS, latents, prior.class_prompt, prior.weight))
-    text = None if method.needs.live_text_encoder else TextCache(family)
+    text = None if needs_of(methods).live_text_encoder else TextCache(family)
     batch, accumulation = spec.batch_size, spec.gradient_accumulation_steps
     return Samples(family, tuple(streams), text, spec.seed, batch, accumulation, team.rank, team.size)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from finetune_api.training import LossSpec
 from torch import Tensor, nn
 
 from finetune_trainer.data.samples import Batch
@@ -14,12 +15,12 @@ class StepModule(nn.Module):
     """Holds the denoiser and, when it is trained, the text encoder, so that an engine that wraps or shards a module
     has all of it."""
 
-    def __init__(self, family: Family, needs: Needs) -> None:
+    def __init__(self, family: Family, needs: Needs, loss: LossSpec) -> None:
         super().__init__()
-        self._family = family
+        self._family, self._loss = family, loss
         live = [family.denoiser]
         if needs.live_text_encoder:
-            live += [name for name in family.parts if name.startswith("text_encoder")]
+            live += family.text_encoders
         self.parts = nn.ModuleDict({name: family.parts[name] for name in live})
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -29,6 +30,6 @@ class StepModule(nn.Module):
         latents = family.latents(batch.moments, batch.posterior_noise)
         cond = batch.cond if batch.cond is not None else family.encode_text(batch.token_ids)
         noisy = family.add_noise(latents, batch.noise, batch.timesteps)
-        prediction = family.predict(noisy, batch.timesteps, cond)
+        prediction = family.predict(noisy, batch.timesteps, cond, batch.sizes)
         losses = sample_losses(prediction, family.target(latents, batch.noise, batch.timesteps))
         return (losses * batch.weights).sum(), losses
