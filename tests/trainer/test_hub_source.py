@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from finetune_trainer.errors import DataError
-from finetune_trainer.sources.hf import wanted_files
+from finetune_trainer.sources.kinds import wanted_files
 from support.hub import COMMIT, GATED, REPO, TOKEN, Hub, hub
 
 # the layout of stable-diffusion-v1-5, in small

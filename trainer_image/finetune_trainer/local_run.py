@@ -17,6 +17,7 @@ from finetune_trainer.paths import local_path
 from finetune_trainer.problems import MISSING, Problem
 
 NAMESPACE = "local"
+FREE_TEXT = ("prompt", "prompts", "classPrompt", "negativePrompt", "initializer")
 
 
 def load_run(file: Path, profile_file: Path | None = None) -> TrainingRun:
@@ -83,20 +84,18 @@ def _local_problems(job: FineTuneJob, profile: FineTuneProfile | None) -> list[P
 
 def _on_this_machine(spec: FineTuneJobSpec) -> FineTuneJobSpec:
     """`spec` with absolute file:// URIs, and without service account and image, which mean nothing here."""
-    return spec.model_copy(
-        update={
-            "base_model": spec.base_model.model_copy(update={"uri": _absolute(spec.base_model.uri, Role.BASE_MODEL)}),
-            "dataset": spec.dataset.model_copy(update={"uri": _absolute(spec.dataset.uri, Role.DATASET)}),
-            "output": spec.output.model_copy(update={"uri": _absolute(spec.output.uri, Role.OUTPUT)}),
-            "service_account_name": None,
-            "image": None,
-        }
-    )
+    here = {key: value for key, value in spec.wire().items() if key not in ("serviceAccountName", "image")}
+    return FineTuneJobSpec.model_validate(_absolute(here))
 
 
-def _absolute(uri: str, role: Role) -> str:
-    if not uri.startswith("file://"):
-        return uri
-    path = local_path(uri, role)
+def _absolute(value: object) -> object:
+    """`value` with every file:// URI in it made absolute."""
+    if isinstance(value, dict):
+        return {key: _absolute(inner) if key not in FREE_TEXT else inner for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_absolute(inner) for inner in value]
+    if not isinstance(value, str) or not value.startswith("file://"):
+        return value
+    path = local_path(value, Role.OUTPUT)
     assert path is not None, "every file:// URI is a path"
     return f"file://{quote(str(path))}"

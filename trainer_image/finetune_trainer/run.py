@@ -22,7 +22,8 @@ from finetune_trainer.publish.store import Store, open_store
 from finetune_trainer.publish.transaction import RUN, Published, Transaction
 from finetune_trainer.settings import Settings
 from finetune_trainer.signals import Stop
-from finetune_trainer.sources import LocalModel, fetch_model, fetch_pictures
+from finetune_trainer.sources import LocalModel, fetch_encoder, fetch_model, fetch_pictures
+from finetune_trainer.sources.files import StartingFiles, fetch_files
 from finetune_trainer.telemetry.listener import Listener, Listeners
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ class Inputs:
 
     model: LocalModel
     pictures: Path
+    files: StartingFiles
+    """What the technique starts from."""
+    encoder: LocalModel | None
+    """What judges; None where no encoder is named."""
 
 
 @dataclass(frozen=True)
@@ -168,13 +173,15 @@ def _fetch(run: TrainingRun, settings: Settings, listener: Listener, should_stop
     pictures = fetch_pictures(
         run.dataset, load_credentials(Role.DATASET, run.dataset.secret_ref, folder), settings.cache(), on_progress
     )
-    model = fetch_model(
-        run.base_model,
-        load_credentials(Role.BASE_MODEL, run.base_model.secret_ref, folder),
-        settings.cache(),
-        on_progress,
+    access = load_credentials(Role.BASE_MODEL, run.base_model.secret_ref, folder)
+    model = fetch_model(run.base_model, access, settings.cache(), on_progress)
+    encoder = None
+    if run.judgement is not None:
+        encoder = fetch_encoder(run.judgement, run.base_model, access, settings.cache(), on_progress)
+    files = fetch_files(
+        run.method, load_credentials(Role.OUTPUT, run.output.secret_ref, folder), run.output.storage, settings.cache()
     )
-    return Inputs(model, pictures)
+    return Inputs(model, pictures, files, encoder)
 
 
 def _training(made: Made) -> ManifestTraining:

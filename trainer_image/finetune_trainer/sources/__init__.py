@@ -9,13 +9,16 @@ from pathlib import Path, PurePosixPath
 
 from finetune_api.base_model import BaseModelSpec
 from finetune_api.dataset import DatasetSpec
+from finetune_api.outputs import JudgementSpec
 
 from finetune_trainer.credentials import Credentials, Role
 from finetune_trainer.errors import DataError
 from finetune_trainer.sources.builtin import open_builtin
+from finetune_trainer.sources.kinds import ENCODER, PIPELINE, ModelKind
 from finetune_trainer.sources.local import folder_digest, open_folder
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+CAPTION_SUFFIXES = {"Sidecar": (".txt",), "Jsonl": (".jsonl",)}
 
 OnProgress = Callable[[int, int], None]
 """Hears (done, total) files; what it raises ends the fetching."""
@@ -23,15 +26,17 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A base model on this machine, in Diffusers' layout."""
+    """A model on this machine."""
 
     path: Path
     revision: str
     """Commit of an hf:// model, else a digest of the files."""
 
 
-def fetch_model(spec: BaseModelSpec, credentials: Credentials, cache: Path, on_progress: OnProgress) -> LocalModel:
-    """The base model, downloaded if need be.
+def fetch_model(
+    spec: BaseModelSpec, credentials: Credentials, cache: Path, on_progress: OnProgress, kind: ModelKind = PIPELINE
+) -> LocalModel:
+    """A model of this kind, downloaded if need be.
 
     Raises:
         ConfigurationError, DataError, RunError: as the message says.
@@ -44,22 +49,21 @@ def fetch_model(spec: BaseModelSpec, credentials: Credentials, cache: Path, on_p
         # the Hub's library is only needed here, and takes a while to import
         from finetune_trainer.sources.hf import fetch_from_hub
 
-        return LocalModel(*fetch_from_hub(spec, credentials, cache / "models" / "hf", on_progress))
+        return LocalModel(*fetch_from_hub(kind, spec, credentials, cache / "models" / "hf", on_progress))
     if scheme == "s3":
         model = _fetch_s3_model(spec, credentials, cache, on_progress)
     else:
         path = open_folder(spec.uri, Role.BASE_MODEL)
         model = LocalModel(path, folder_digest(path))
-    if not (model.path / "model_index.json").is_file():
+    if not (model.path / kind.index).is_file():
         raise DataError(
-            f"spec.baseModel.uri is {spec.uri}, where there is no model_index.json; name the folder of a model in "
-            "Diffusers' layout"
+            f"{kind.uri_field} is {spec.uri}, where there is no {kind.index}; name the folder of {kind.layout}"
         )
     return model
 
 
 def fetch_pictures(spec: DatasetSpec, credentials: Credentials, cache: Path, on_progress: OnProgress) -> Path:
-    """A folder with the pictures, downloaded if need be.
+    """A folder with the pictures, and the captions where they are files, downloaded if need be.
 
     Raises:
         ConfigurationError, DataError, RunError: as the message says.
@@ -71,14 +75,29 @@ def fetch_pictures(spec: DatasetSpec, credentials: Credentials, cache: Path, on_
 
     location = S3Location.parse(spec.uri, credentials, spec.storage)
     found = list_files(location)
-    pictures = [f for f in found if PurePosixPath(f.name).suffix.lower() in PICTURE_SUFFIXES]
-    if not pictures:
+    captions = CAPTION_SUFFIXES.get(spec.captions.source, ()) if spec.captions is not None else ()
+    wanted = [f for f in found if PurePosixPath(f.name).suffix.lower() in (*PICTURE_SUFFIXES, *captions)]
+    if not any(PurePosixPath(f.name).suffix.lower() in PICTURE_SUFFIXES for f in wanted):
         others = f"only {len(found)} other objects" if found else "nothing"
         raise DataError(
             f"spec.dataset.uri is {spec.uri}, where there are no pictures but {others}; upload PNG, JPEG or WebP files "
             "there, or correct the prefix"
         )
-    return download(location, pictures, cache / "pictures" / _folder(listing_digest(pictures)), on_progress)
+    return download(location, wanted, cache / "pictures" / _folder(listing_digest(wanted)), on_progress)
+
+
+def fetch_encoder(
+    judgement: JudgementSpec, base: BaseModelSpec, credentials: Credentials, cache: Path, on_progress: OnProgress
+) -> LocalModel | None:
+    """The encoder that judges, with the base model's credentials and storage; None where none is named.
+
+    Raises:
+        ConfigurationError, DataError, RunError: as the message says.
+    """
+    if judgement.encoder_uri is None:
+        return None
+    spec = base.model_copy(update={"uri": judgement.encoder_uri, "revision": judgement.encoder_revision})
+    return fetch_model(spec, credentials, cache, on_progress, ENCODER)
 
 
 def _fetch_s3_model(spec: BaseModelSpec, credentials: Credentials, cache: Path, on_progress: OnProgress) -> LocalModel:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import httpx
 from finetune_api.base_model import BaseModelSpec
@@ -22,38 +21,17 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from finetune_trainer.credentials import Credentials
 from finetune_trainer.errors import ConfigurationError, DataError, RunError
+from finetune_trainer.sources.kinds import ModelKind
 
-COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-WEIGHTED = ("unet", "vae", "text_encoder")
 DOWNLOADS = 4
-# model.safetensors and its shards, not diffusion_pytorch_model.non_ema.safetensors; half precision is second choice
-WEIGHTS = (r"[^.]+\.safetensors(\.index\.json)?", r"[^.]+\.fp16\.safetensors")
-
-
-def wanted_files(names: Sequence[str]) -> list[str]:
-    """Of a repository's files, those of a Diffusers pipeline: JSON, the tokenizer's text, one set of safetensors.
-
-    Raises:
-        DataError: it is no Diffusers pipeline, or its weights are not there as safetensors.
-    """
-    if "model_index.json" not in names:
-        raise DataError("it has no model_index.json, so it is not in Diffusers' layout; choose one that is")
-    paths = [path for path in map(PurePosixPath, names) if len(path.parts) == 2 and path.parts[0] in COMPONENTS]
-    texts = [path for path in paths if path.suffix in (".json", ".txt") and ".safetensors" not in path.name]
-    for pattern in WEIGHTS:
-        weights = [path for path in paths if re.fullmatch(pattern, path.name)]
-        absent = set(WEIGHTED) - {path.parts[0] for path in weights}
-        if not absent:
-            return sorted(["model_index.json", *map(str, texts + weights)])
-    whole = {path.parts[0] for path in paths if re.fullmatch(WEIGHTS[0], path.name)}
-    raise DataError(
-        f"its {', '.join(c for c in WEIGHTED if c not in whole)} is not there as safetensors; choose a model that has "
-        "all parts so"
-    )
 
 
 def fetch_from_hub(
-    spec: BaseModelSpec, credentials: Credentials, cache: Path, on_progress: Callable[[int, int], None]
+    kind: ModelKind,
+    spec: BaseModelSpec,
+    credentials: Credentials,
+    cache: Path,
+    on_progress: Callable[[int, int], None],
 ) -> tuple[Path, str]:
     """Downloads what is not in the cache yet. Returns the folder and the commit that `spec.revision` stands for.
 
@@ -68,14 +46,14 @@ def fetch_from_hub(
         credentials.require("HF_TOKEN")
     # None lets the library look for the token of `hf auth login`; False is none at all
     token = credentials.values.get("HF_TOKEN") or (None if credentials.ambient else False)
-    with _errors_explained(spec, credentials):
+    with _errors_explained(kind, spec, credentials):
         info = HfApi(token=token).model_info(repo, revision=spec.revision)
         assert info.sha is not None, "the Hub names the commit of every model"
         commit = info.sha
         try:
-            names = wanted_files([sibling.rfilename for sibling in info.siblings or []])
+            names = kind.wanted([sibling.rfilename for sibling in info.siblings or []])
         except DataError as error:
-            raise DataError(f"spec.baseModel.uri is {spec.uri} (commit {commit}): {error}") from error
+            raise DataError(f"{kind.uri_field} is {spec.uri} (commit {commit}): {error}") from error
 
         def fetch(name: str) -> str:
             return hf_hub_download(repo, name, revision=commit, cache_dir=cache, token=token)
@@ -88,27 +66,27 @@ def fetch_from_hub(
                 on_progress(len(paths), len(names))
         finally:
             pool.shutdown(cancel_futures=True)
-    return Path(paths[names.index("model_index.json")]).parent, commit
+    return Path(paths[names.index(kind.index)]).parent, commit
 
 
 @contextmanager
-def _errors_explained(spec: BaseModelSpec, credentials: Credentials) -> Iterator[None]:
+def _errors_explained(kind: ModelKind, spec: BaseModelSpec, credentials: Credentials) -> Iterator[None]:
     where = f"spec.baseModel.secretRef.name {credentials.secret_name}" if credentials.secret_name else None
     try:
         yield
     except GatedRepoError as error:
         remedy = f"with the account of {where}" if where else "and name a Secret with HF_TOKEN in its secretRef"
         raise ConfigurationError(
-            f"spec.baseModel.uri is {spec.uri}, a gated model: accept its terms on the Hub {remedy}"
+            f"{kind.uri_field} is {spec.uri}, a gated model: accept its terms on the Hub {remedy}"
         ) from error
     except RevisionNotFoundError as error:
         raise ConfigurationError(
-            f"spec.baseModel.revision is {spec.revision}, but {spec.uri} has no such branch, tag or commit; correct it"
+            f"{kind.revision_field} is {spec.revision}, but {spec.uri} has no such branch, tag or commit; correct it"
         ) from error
     except RepositoryNotFoundError as error:
         token = f"HF_TOKEN in {where} may not read it" if where else "it is private: then name a Secret with HF_TOKEN"
         raise ConfigurationError(
-            f"spec.baseModel.uri is {spec.uri}, but the Hub shows no such model; correct the name, unless {token}"
+            f"{kind.uri_field} is {spec.uri}, but the Hub shows no such model; correct the name, unless {token}"
         ) from error
     except HfHubHTTPError as error:
         status = error.response.status_code
