@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from finetune_api.methods import MethodSpec
 
-from finetune_trainer.errors import ConfigurationError
 from finetune_trainer.methods.base import (
     AdapterWeights,
     Files,
@@ -20,7 +19,9 @@ from finetune_trainer.methods.base import (
     WholeParts,
 )
 from finetune_trainer.methods.dreambooth import DreamBooth
+from finetune_trainer.methods.hypernetwork import HypernetworkMethod
 from finetune_trainer.methods.lora import Lora
+from finetune_trainer.methods.textual_inversion import TextualInversion
 
 __all__ = [
     "AdapterWeights",
@@ -39,17 +40,30 @@ __all__ = [
 
 
 def make_methods(spec: MethodSpec, seed: int) -> tuple[Method, ...]:
-    """The technique that `spec` sets, or several that are trained together; `seed` is for the first values of new
-    weights.
+    """The technique that `spec` sets, or several that are trained together: LoRA with new words is pivotal tuning.
+
+    Args:
+        spec: with exactly one technique.
+        seed: for the first values of new weights.
 
     Raises:
-        ConfigurationError: it is one that this trainer does not carry out.
+        ConfigurationError: a value cannot work with any model.
     """
     if spec.lora is not None:
-        return (Lora(spec.lora, seed),)
+        lora = Lora(spec.lora, seed)
+        if spec.lora.tokens is None:
+            return (lora,)
+        # pivotal tuning: the words last, for what adds matrices to a text encoder freezes the rest of it
+        words = TextualInversion(spec.lora.tokens, "method.lora.tokens", prompt=spec.lora.prompt)
+        return (lora, words)
     if spec.dream_booth is not None:
         return (DreamBooth(spec.dream_booth),)
-    raise ConfigurationError(f"method.{spec.name} is not carried out by this trainer; use lora or dreamBooth")
+    if spec.textual_inversion is not None:
+        inversion = spec.textual_inversion
+        field = "method.textualInversion.tokens"
+        return (TextualInversion(inversion.tokens, field, inversion.property, inversion.normalize_embeddings),)
+    assert spec.hypernetwork is not None, "the API admits exactly one"
+    return (HypernetworkMethod(spec.hypernetwork, seed),)
 
 
 def needs_of(methods: Sequence[Method]) -> Needs:

@@ -1,74 +1,166 @@
-"""LoRA: low-rank matrices beside the frozen layers of the denoiser (https://arxiv.org/abs/2106.09685)."""
+"""LoRA: low-rank matrices beside frozen layers (https://arxiv.org/abs/2106.09685), on request with magnitudes of their
+own (DoRA, https://arxiv.org/abs/2402.09353) or the rank-stabilised scale (https://arxiv.org/abs/2312.03732)."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
 
 import torch
 from finetune_api.methods import LoraSpec
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from finetune_trainer.data.draw import Purpose, draw
+from finetune_trainer.errors import ConfigurationError
 from finetune_trainer.families.base import Family
+from finetune_trainer.methods.adapter_fit import check_fits, scale_of
 from finetune_trainer.methods.base import AdapterWeights, Files, Needs, ParameterGroup, Result
+from finetune_trainer.methods.reached import reached
 
 # Ends of module names in Diffusers' UNet, by the API's words for them.
-TARGETS = {
+TARGETS: Mapping[str, tuple[str, ...]] = {
     "attention": ("to_q", "to_k", "to_v", "to_out.0"),
     "feedForward": ("ff.net.0.proj", "ff.net.2"),
     "convolution": ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"),
+}
+# The same in CLIP's text encoders, which have no convolutions.
+TEXT_TARGETS: Mapping[str, tuple[str, ...]] = {
+    "attention": ("q_proj", "k_proj", "v_proj", "out_proj"),
+    "feedForward": ("mlp.fc1", "mlp.fc2"),
 }
 
 
 class Lora:
     """Implements Method."""
 
-    needs = Needs()
-
     def __init__(self, spec: LoraSpec, seed: int) -> None:
-        alpha = float(spec.rank) if spec.alpha is None else spec.alpha
+        self._spec, self._seed = spec, seed
+        self._alpha = float(spec.rank) if spec.alpha is None else spec.alpha
+        self.needs = Needs(live_text_encoder=spec.train_text_encoder)
         self.captions = (spec.prompt,)
-        self._rank, self._seed = spec.rank, seed
-        self._modules = sorted(module for target in spec.targets for module in TARGETS[target])
-        self._config = LoraConfig(r=spec.rank, lora_alpha=alpha, target_modules=self._modules)
-        self._part = ""
-        self._denoiser: nn.Module | None = None
+        self._parts: dict[str, nn.Module] = {}
+        self._modules: dict[str, list[str]] = {}
 
     def install(self, family: Family, files: Files) -> tuple[ParameterGroup, ...]:
-        self._part = family.denoiser
-        self._denoiser = family.parts[family.denoiser]
-        self._denoiser.add_adapter(self._config)
-        parameters = {
-            f"{self._part}.{name}": parameter
-            for name, parameter in sorted(self._denoiser.named_parameters())
-            if parameter.requires_grad
-        }
-        self._initialise(parameters)
-        return (ParameterGroup("lora", parameters),)
-
-    @torch.no_grad()
-    def _initialise(self, parameters: dict[str, nn.Parameter]) -> None:
-        """Gaussian / rank below, zeros above, so that the first step starts at the base model. Drawn here rather
-        than by PEFT: the same values on every device and in every version of torch."""
-        for index, (name, parameter) in enumerate(parameters.items()):
-            if ".lora_A." in name:
-                values = draw(self._seed, Purpose.INITIALISATION, 0, index).noise(tuple(parameter.shape))
-                parameter.copy_(values / self._rank)
+        self._modules = {family.denoiser: _ends(TARGETS, self._spec)}
+        if self._spec.train_text_encoder:
+            ends = _ends(TEXT_TARGETS, self._spec)
+            if not ends:
+                raise ConfigurationError(
+                    "method.lora.trainTextEncoder is true, and method.lora.targets has only convolution, which a text "
+                    "encoder does not have; add attention, or set trainTextEncoder: false"
+                )
+            self._modules |= dict.fromkeys(family.text_encoders, ends)
+        groups = []
+        first = 0
+        for name, ends in self._modules.items():
+            part = self._parts[name] = family.parts[name]
+            self._check(name, part, ends)
+            part.add_adapter(self._config(ends))
+            parameters = {
+                f"{name}.{key}": parameter for key, parameter in sorted(part.named_parameters()) if "lora_" in key
+            }
+            self._initialise(parameters, first)
+            first += len(parameters)
+            if name == family.denoiser:
+                groups.append(ParameterGroup("lora", parameters))
             else:
-                parameter.zero_()
+                rate = self._spec.text_encoder_learning_rate
+                groups.append(ParameterGroup(f"lora.{name}", reached(family, parameters), rate))
+        if self._spec.continue_from is not None:
+            from finetune_trainer.exports.readers import read_adapter  # it reads into what this package defines
+
+            path = files.path(self._spec.continue_from)
+            self._continue_from(read_adapter(path, family), f"method.lora.continueFrom ({path.name})")
+        return tuple(groups)
 
     def result(self) -> AdapterWeights:
-        assert self._denoiser is not None, "install comes first"
-        tensors: dict[str, Tensor] = get_peft_model_state_dict(self._denoiser)
-        config = {
-            "r": self._rank,
-            "lora_alpha": self._config.lora_alpha,
-            "target_modules": self._modules,
-            "peft_type": "LORA",
+        tensors = {name: dict(self._tensors(part)) for name, part in self._parts.items()}
+        config: dict[str, dict[str, object]] = {
+            name: {
+                "r": self._spec.rank,
+                "lora_alpha": self._alpha,
+                "target_modules": ends,
+                "use_dora": self._spec.use_dora,
+                "use_rslora": self._spec.use_rslora,
+                "peft_type": "LORA",
+            }
+            for name, ends in self._modules.items()
         }
-        return AdapterWeights({self._part: tensors}, {self._part: config})
+        return AdapterWeights(tensors, config)
 
     def load(self, result: Result) -> None:
-        assert isinstance(result, AdapterWeights)
-        assert self._denoiser is not None, "install comes first"
-        set_peft_model_state_dict(self._denoiser, dict(result.tensors[self._part]))
+        assert isinstance(result, AdapterWeights), "a LoRA's result"
+        self._continue_from(result, "the LoRA file")
+
+    def _config(self, ends: list[str]) -> LoraConfig:
+        spec = self._spec
+        return LoraConfig(
+            r=spec.rank,
+            lora_alpha=self._alpha,
+            lora_dropout=spec.dropout or 0.0,
+            target_modules=ends,
+            use_dora=spec.use_dora,
+            use_rslora=spec.use_rslora,
+        )
+
+    def _check(self, name: str, part: nn.Module, ends: list[str]) -> None:
+        """Whether each kind of layer is there, and each matrix as large as the rank at least."""
+        kinds = TEXT_TARGETS if ends[0] in TEXT_TARGETS["attention"] + TEXT_TARGETS["feedForward"] else TARGETS
+        for target in self._spec.targets:
+            if target in kinds and not list(_layers(part, kinds[target])):
+                raise ConfigurationError(
+                    f"method.lora.targets has {target}, and the model's {name} has no such layers "
+                    f"({', '.join(kinds[target])}); remove it"
+                )
+        for path, layer in _layers(part, ends):
+            rows, columns = layer.weight.shape[0], math.prod(layer.weight.shape[1:])
+            if self._spec.rank > min(rows, columns):
+                raise ConfigurationError(
+                    f"method.lora.rank is {self._spec.rank}, and {name}.{path} is a matrix of {rows} × {columns}, "
+                    f"which has no higher rank than {min(rows, columns)}; use at most that"
+                )
+
+    @torch.no_grad()
+    def _initialise(self, parameters: Mapping[str, nn.Parameter], first: int) -> None:
+        """Gaussian / rank below, zeros above, so that the first step starts at the base model. Drawn here rather
+        than by PEFT: the same values on every device and in every version of torch. Magnitudes stay as PEFT makes
+        them, the lengths of the frozen weight's rows."""
+        for index, (name, parameter) in enumerate(parameters.items(), first):
+            if ".lora_A." in name:
+                values = draw(self._seed, Purpose.INITIALISATION, 0, index).noise(tuple(parameter.shape))
+                parameter.copy_(values / self._spec.rank)
+            elif ".lora_B." in name:
+                parameter.zero_()
+
+    @torch.no_grad()
+    def _continue_from(self, weights: AdapterWeights, source: str) -> None:
+        """Copies `weights`. Where their scale is another, the upper matrices take up the difference: what the layers
+        say stays the same."""
+        check_fits(weights, self.result(), source)
+        for name, part in self._parts.items():
+            own_scale = scale_of(self.result().config[name])
+            for key, tensor in self._tensors(part):
+                given = weights.tensors[name][key].to(tensor)
+                if key.endswith(".lora_B.weight"):
+                    given = given * (scale_of(weights.config[name], key) / own_scale)
+                tensor.copy_(given)
+
+    def _tensors(self, part: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """PEFT's keys without the adapter's name → the live tensors, detached."""
+        state: dict[str, Tensor] = get_peft_model_state_dict(part)
+        for key, tensor in state.items():
+            yield key, tensor.detach()
+
+
+def _ends(kinds: Mapping[str, tuple[str, ...]], spec: LoraSpec) -> list[str]:
+    return sorted(end for target in spec.targets for end in kinds.get(target, ()))
+
+
+def _layers(part: nn.Module, ends: tuple[str, ...] | list[str]) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+    """Layers of `part` whose names end so, as PEFT chooses them."""
+    for path, module in part.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and any(path == end or path.endswith(f".{end}") for end in ends):
+            yield path, module
