@@ -9,6 +9,54 @@ from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 RESOLUTION = 16
+TOKENS = 24
+"""Of a window, begin and end included."""
+LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
+VOCABULARY = [*LETTERS, *(letter + "</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+NOISE: dict[str, object] = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "clip_sample": False,
+    "steps_offset": 1,
+}
+
+
+def tiny_vae() -> AutoencoderKL:
+    """Half the side in latents."""
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        sample_size=RESOLUTION,
+        scaling_factor=0.5,
+    )
+
+
+def tiny_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
+    """One token a letter."""
+    return CLIPTokenizer(
+        vocab={token: index for index, token in enumerate(VOCABULARY)},
+        merges=[],
+        model_max_length=TOKENS,
+        pad_token=pad,
+    )
+
+
+def tiny_text_config(width: int = 24, layers: int = 2, heads: int = 3, **more: object) -> CLIPTextConfig:
+    settings: dict[str, object] = {
+        "vocab_size": len(VOCABULARY),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": TOKENS,
+        "bos_token_id": len(VOCABULARY) - 2,
+        "eos_token_id": len(VOCABULARY) - 1,
+        "pad_token_id": len(VOCABULARY) - 1,
+    }
+    return CLIPTextConfig(**(settings | more))
 
 
 def build_tiny_sd(folder: Path, seed: int = 0, variant: str | None = None, **scheduler: object) -> Path:
@@ -24,45 +72,14 @@ def build_tiny_sd(folder: Path, seed: int = 0, variant: str | None = None, **sch
         attention_head_dim=4,
         norm_num_groups=8,
     )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-        sample_size=RESOLUTION,
-        scaling_factor=0.5,
-    )
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer(
-        vocab={token: index for index, token in enumerate(tokens)}, merges=[], model_max_length=24
-    )
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokens),
-            hidden_size=24,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=3,
-            max_position_embeddings=24,
-            bos_token_id=len(tokens) - 2,
-            eos_token_id=len(tokens) - 1,
-            pad_token_id=len(tokens) - 1,
-        )
-    )
-    settings = {
-        "beta_schedule": "scaled_linear",
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "clip_sample": False,
-        "steps_offset": 1,
-    }
+    vae = tiny_vae()
+    text_encoder = CLIPTextModel(tiny_text_config())
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
-        tokenizer=tokenizer,
+        tokenizer=tiny_tokenizer(),
         unet=unet,
-        scheduler=DDPMScheduler(**(settings | scheduler)),
+        scheduler=DDPMScheduler(**(NOISE | scheduler)),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,11 +12,15 @@ import finetune_trainer.families.quiet  # noqa: F401 - sets how loud the librari
 from finetune_trainer.errors import DataError
 from finetune_trainer.families.base import Cond, Family, Moments
 from finetune_trainer.families.sd import StableDiffusion
+from finetune_trainer.families.sdxl import StableDiffusionXL
 
 __all__ = ["Cond", "Family", "Moments", "load_family"]
 
 # by the pipeline class that model_index.json names; such a file never decides which code is imported
-FAMILIES = {"StableDiffusionPipeline": StableDiffusion}
+FAMILIES: Mapping[str, type[StableDiffusion] | type[StableDiffusionXL]] = {
+    "StableDiffusionPipeline": StableDiffusion,
+    "StableDiffusionXLPipeline": StableDiffusionXL,
+}
 
 
 def load_family(path: Path, device: torch.device, clip_skip: int = 0) -> Family:
@@ -26,6 +31,7 @@ def load_family(path: Path, device: torch.device, clip_skip: int = 0) -> Family:
 
     Raises:
         DataError: it is no such model, of a kind that is not known, or parts of it are missing or broken.
+        ConfigurationError: `clip_skip` leaves no layer of a text encoder.
     """
     index = path / "model_index.json"
     try:
@@ -40,6 +46,6 @@ def load_family(path: Path, device: torch.device, clip_skip: int = 0) -> Family:
     if kind not in FAMILIES:
         raise DataError(
             f"baseModel: {path} is a {kind}; these can be fine-tuned: {', '.join(sorted(FAMILIES))} "
-            "(Stable Diffusion 1.x and 2.x)"
+            "(Stable Diffusion 1.x and 2.x, SDXL)"
         )
     return FAMILIES[kind].load(path, device, clip_skip)
