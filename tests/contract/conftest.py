@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support import control_plane, kind
 from support.need import missing, why_no_kind
-from support.operating import ChartRights, Operator, Place
+from support.operating import ChartRights, Operator, Place, at_work, placed
 
 
 @pytest.fixture(scope="session")
@@ -33,31 +33,23 @@ def operator(api_server: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """The operator, at work on that API server with the rights that the chart gives it."""
     folder = tmp_path_factory.mktemp("operator")
     port = control_plane.free_port()
-    running = Operator(ChartRights(api_server, folder).path, folder, progress_port=port)
-    running.start()
-    yield running
-    code = running.stop()
-    print(running.log.read_text()[-5000:])
-    assert code == 0, "the operator leaves in order"
+    with at_work(Operator(ChartRights(api_server, folder).path, folder, progress_port=port)) as running:
+        yield running
 
 
 @pytest.fixture
 def place(api_server: Path, operator: Operator) -> Iterator[Place]:
     """A namespace and a profile for one test."""
-    found = Place(api_server, f"contract-{secrets.token_hex(4)}")
-    found.make()
-    yield found
-    found.clear()
+    with placed(api_server, f"contract-{secrets.token_hex(4)}") as found:
+        yield found
 
 
 @pytest.fixture
 def own_place(api_server: Path) -> Iterator[Place]:
     """As `place`, with a class of its own: its jobs wait for the operators that the test itself brings."""
     name = f"own-{secrets.token_hex(4)}"
-    found = Place(api_server, name, operator_class=name)
-    found.make()
-    yield found
-    found.clear()
+    with placed(api_server, name, operator_class=name) as found:
+        yield found
 
 
 @pytest.fixture

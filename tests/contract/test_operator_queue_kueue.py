@@ -11,7 +11,7 @@ import pytest
 from kubernetes import client
 from support import control_plane
 from support.kueue import MANAGER, PENDING, PREEMPTED, PRIORITY_LABEL, QUEUE_LABEL, Flavor, Kueue, owners_of
-from support.operating import ChartRights, Operator, Place
+from support.operating import ChartRights, Operator, Place, at_work, placed
 from support.waiting import eventually
 from test_operator_lifecycle import RESULT, conditions, has, phase
 
@@ -39,20 +39,14 @@ def operator(api_server: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     folder = tmp_path_factory.mktemp("queueing")
     rights = ChartRights(api_server, folder, CLASS, operatorClass=CLASS, **{"kueue.enabled": "true"})
     settings = rights.environment | {"FINETUNE_OPERATOR_KUEUE": "true"}
-    running = Operator(rights.path, folder, control_plane.free_port(), settings)
-    running.start()
-    yield running
-    code = running.stop()
-    print(running.log.read_text()[-5000:])
-    assert code == 0, "the operator leaves in order"
+    with at_work(Operator(rights.path, folder, control_plane.free_port(), settings)) as running:
+        yield running
 
 
 @pytest.fixture
 def place(api_server: Path, operator: Operator) -> Iterator[Place]:
-    found = Place(api_server, f"{CLASS}-{secrets.token_hex(4)}", operator_class=CLASS)
-    found.make()
-    yield found
-    found.clear()
+    with placed(api_server, f"{CLASS}-{secrets.token_hex(4)}", operator_class=CLASS) as found:
+        yield found
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from finetune_api.status import Condition, FineTuneJobStatus, ResolvedStatus
 from finetune_api.training_run import RunIdentity
 from finetune_operator.policies.acceptance import Refused, accept
 from finetune_operator.projections import ChildState, Key, PodState, ProfileState
+from finetune_operator.reconcile.actions import Plan
 from finetune_operator.reconcile.observed import Observed
 from finetune_operator.specs.configmap import Snapshot
 
@@ -153,3 +154,8 @@ def observed(status: FineTuneJobStatus | None = None, **changes: object) -> Obse
         profiles={"tiny": profile(default=True)},
     )
     return replace(base, **changes)  # type: ignore[arg-type]  # tests name fields that exist
+
+
+def actions(made: Plan) -> list[str]:
+    """Names of what is to be done, in order."""
+    return [type(action).__name__ for action in made.actions]

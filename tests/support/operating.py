@@ -11,6 +11,8 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -164,6 +166,16 @@ class Operator:
         return self.process.wait(timeout=30)
 
 
+@contextmanager
+def at_work(operator: Operator) -> Iterator[Operator]:
+    """`operator`, started, and held to leave in order."""
+    operator.start()
+    yield operator
+    code = operator.stop()
+    print(operator.log.read_text()[-5000:])
+    assert code == 0, "the operator leaves in order"
+
+
 @dataclass
 class Place:
     """A namespace under the restricted Pod Security Standard, with a profile of its own whose pods fit no node: the
@@ -287,3 +299,12 @@ class Place:
     def events(self, name: str) -> list[client.CoreV1Event]:
         selector = f"involvedObject.kind=FineTuneJob,involvedObject.name={name}"
         return self.core.list_namespaced_event(self.name, field_selector=selector).items
+
+
+@contextmanager
+def placed(kubeconfig: Path, name: str, operator_class: str = "") -> Iterator[Place]:
+    """A namespace and a profile, taken away again."""
+    found = Place(kubeconfig, name, operator_class=operator_class)
+    found.make()
+    yield found
+    found.clear()
