@@ -16,6 +16,7 @@ from PIL import Image
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.data.class_images import ensure_class_images
 from finetune_trainer.data.pictures import PictureSet
+from finetune_trainer.describing import provenance_of, settings_of
 from finetune_trainer.errors import ConfigurationError, Interrupted
 from finetune_trainer.evaluation.contact_sheet import contact_sheet
 from finetune_trainer.evaluation.drawing import draw_pictures
@@ -31,7 +32,7 @@ from finetune_trainer.publish.store import Store
 from finetune_trainer.settings import Settings
 from finetune_trainer.signals import Stop
 from finetune_trainer.telemetry.listener import Listener
-from finetune_trainer.training.loop import TrainOutcome, train
+from finetune_trainer.training.loop import train
 
 if TYPE_CHECKING:
     from finetune_trainer.run import Inputs
@@ -103,7 +104,9 @@ def make(
     team.meet(should_stop)
     team.share([path.read_bytes() for path in class_pictures])
     cache = settings.cache()
-    outcome = train(run, family, pictures, class_pictures, cache, checkpoints, listener, should_stop, team)
+    outcome = train(
+        run, family, pictures, class_pictures, cache, checkpoints, listener, should_stop, team, inputs.files
+    )
     if outcome.interrupted:
         raise Interrupted(
             f"stopped at step {outcome.step} of {outcome.total_steps}; the same run goes on from step "
@@ -134,8 +137,8 @@ def make(
         after=after,
         training_pictures=shown,
         losses=outcome.losses,
-        settings=_settings(run, outcome),
-        provenance=_provenance(run, digest, inputs, pictures, device) | {"Attempts": journal.summary()},
+        settings=settings_of(run, outcome.total_steps),
+        provenance=provenance_of(run, digest, inputs, pictures, device_name(device)) | {"Attempts": journal.summary()},
         judgement=judgement,
     )
     (folder / "report.html").write_text(render_report(report), "utf-8")
@@ -175,7 +178,18 @@ def help_making(
     class_pictures = [folder / f"{index:05d}.png" for index in range(len(drawn))]
     for path, data in zip(class_pictures, drawn, strict=True):
         path.write_bytes(data)
-    outcome = train(run, family, pictures, class_pictures, settings.cache(), None, listener, should_stop, team)
+    outcome = train(
+        run,
+        family,
+        pictures,
+        class_pictures,
+        settings.cache(),
+        None,
+        listener,
+        should_stop,
+        team,
+        inputs.files,
+    )
     if outcome.interrupted:
         raise Interrupted(f"stopped at step {outcome.step} of {outcome.total_steps}; rank 0 saves the state")
     team.close()
@@ -247,42 +261,3 @@ def _loadable(files: Sequence[Path]) -> tuple[str, ...]:
     if Path("pipeline/model_index.json") in files:
         return ("pipeline",)
     return tuple(path.as_posix() for path in files if path.suffix == ".safetensors")
-
-
-def _settings(run: TrainingRun, outcome: TrainOutcome) -> dict[str, object]:
-    training, processes = run.training, run.engine.nodes * run.engine.processes_per_node
-    batch = (training.batch_size, training.gradient_accumulation_steps, processes)
-    method = run.method.lora or run.method.dream_booth
-    rows: dict[str, object] = {"Technique": run.method.name}
-    if method is not None:
-        rows["Prompt"] = method.prompt
-    if run.method.lora is not None:
-        rows["Rank, alpha"] = f"{run.method.lora.rank}, {run.method.lora.alpha:g}"
-    prior = prior_of(run.method)
-    if prior is not None and prior.class_images is not None:
-        rows["Prior preservation"] = (
-            f"“{prior.class_prompt}”, {prior.class_images.count} pictures, weight {prior.weight:g}"
-        )
-    rows |= {
-        "Steps": outcome.total_steps,
-        "Batch": " × ".join(map(str, batch if processes > 1 else batch[:2])),
-        "Learning rate": f"{training.learning_rate:g}, {training.scheduler.name}",
-        "Optimizer": training.optimizer.name,
-        "Seed": training.seed,
-        "Drawn with": f"{run.validation.inference_steps} steps, guidance {run.validation.guidance_scale:g}",
-    }
-    return rows
-
-
-def _provenance(
-    run: TrainingRun, digest: str, inputs: Inputs, pictures: PictureSet, device: torch.device
-) -> dict[str, object]:
-    return {
-        "Base model": run.base_model.uri,
-        "Its revision": inputs.model.revision,
-        "Pictures": f"{run.dataset.uri} ({len(pictures)}, sha256:{pictures.digest})",
-        "Run": f"{run.identity.namespace}/{run.identity.name}, {run.identity.uid}",
-        "Settings' digest": f"sha256:{digest}",
-        "Device": device_name(device),
-        "torch": torch.__version__,
-    }
