@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from finetune_api import TrainingRun
 from finetune_api.resolve import prior_of
 from PIL import Image
@@ -17,14 +16,14 @@ from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.data.class_images import ensure_class_images
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.describing import provenance_of, settings_of
-from finetune_trainer.errors import ConfigurationError, Interrupted
+from finetune_trainer.device import device_name, device_of
+from finetune_trainer.errors import Interrupted
 from finetune_trainer.evaluation.contact_sheet import contact_sheet
 from finetune_trainer.evaluation.drawing import draw_pictures
 from finetune_trainer.evaluation.judge import judge_run
 from finetune_trainer.evaluation.report import ReportData, render_report
 from finetune_trainer.exports import export_weights
 from finetune_trainer.families import Family, load_family
-from finetune_trainer.group.seat import Seat
 from finetune_trainer.group.team import join
 from finetune_trainer.publish.journal import Journal
 from finetune_trainer.publish.leftovers import checkpoints_prefix
@@ -147,7 +146,7 @@ def make(
     exported = export_weights(run, family, [method.result() for method in outcome.methods], folder)
     return Made(
         folder=folder,
-        weights=_loadable([path.relative_to(folder) for path in exported]),
+        weights=loadable([path.relative_to(folder) for path in exported]),
         steps=outcome.step,
         loss=outcome.loss,
         resumed_from_step=outcome.resumed_from_step,
@@ -195,31 +194,6 @@ def help_making(
     team.close()
 
 
-def device_of(seat: Seat | None) -> torch.device:
-    """The GPU of this process, or the CPU where there is none.
-
-    Raises:
-        ConfigurationError: there are fewer GPUs than processes.
-    """
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    if seat is None:
-        return torch.device("cuda")
-    count = torch.cuda.device_count()
-    if seat.local_rank >= count:
-        raise ConfigurationError(
-            f"spec.engine.processesPerNode is more than {seat.local_rank}, but there are {count} GPUs; use as many "
-            "processes as the profile's resources.limits have GPUs"
-        )
-    torch.cuda.set_device(seat.local_rank)
-    return torch.device("cuda", seat.local_rank)
-
-
-def device_name(device: torch.device) -> str:
-    """`cpu`, or the name of the GPU."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
 def _class_pictures(
     run: TrainingRun, family: Family, settings: Settings, listener: Listener, should_stop: Callable[[], bool]
 ) -> list[Path]:
@@ -256,8 +230,8 @@ def _save_pictures(
                 picture.save(path)
 
 
-def _loadable(files: Sequence[Path]) -> tuple[str, ...]:
-    """A whole pipeline is loaded by its folder, everything else file by file."""
-    if Path("pipeline/model_index.json") in files:
-        return ("pipeline",)
-    return tuple(path.as_posix() for path in files if path.suffix == ".safetensors")
+def loadable(files: Sequence[Path]) -> tuple[str, ...]:
+    """What people load: a whole pipeline by its folder, everything else file by file."""
+    whole = ["pipeline"] if Path("pipeline/model_index.json") in files else []
+    single = [path for path in files if path.parts[0] != "pipeline" and path.suffix in (".safetensors", ".pt")]
+    return (*whole, *(path.as_posix() for path in single))

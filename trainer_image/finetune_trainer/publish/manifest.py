@@ -100,8 +100,8 @@ class Manifest(ManifestModel):
     """Who worked on it, oldest first: the last 20 and the one that published."""
     judgement: dict[str, Number] | None = None
     """Figures of the built-in classifier, where there are any."""
-    weights: Annotated[tuple[str, ...], Field(min_length=1, max_length=8)]
-    """What to load, relative to output.uri: a .safetensors file, or the folder of a pipeline."""
+    weights: Annotated[tuple[str, ...], Field(min_length=1, max_length=16)]
+    """What to load, relative to output.uri: a .safetensors or .pt file, or the folder of a pipeline."""
     files: tuple[ManifestFile, ...]
     """Every file."""
     libraries: dict[str, str]
