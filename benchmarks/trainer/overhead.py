@@ -22,7 +22,8 @@ from finetune_trainer.families import load_family
 from finetune_trainer.methods import NoFiles, make_methods
 from finetune_trainer.sources.builtin import open_builtin
 from finetune_trainer.telemetry.listener import StepReport
-from finetune_trainer.training.loop import make_samples, train
+from finetune_trainer.training.loop import train
+from finetune_trainer.training.making_samples import make_samples
 from finetune_trainer.training.step_module import StepModule
 from rich.console import Console
 from rich.table import Table

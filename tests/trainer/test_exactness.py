@@ -8,10 +8,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from finetune_trainer.data.draw import Purpose, choose, draw
+from finetune_trainer.data.framing import CENTRE, frame
 from finetune_trainer.data.pictures import PictureSet, to_pixels
 from finetune_trainer.families import load_family
 from finetune_trainer.methods import Needs, NoFiles, make_methods
-from finetune_trainer.training.loop import make_samples
+from finetune_trainer.training.making_samples import make_samples
 from finetune_trainer.training.step_module import StepModule
 from PIL import Image
 from support.tiny_sd import RESOLUTION, build_tiny_sd
@@ -65,7 +66,9 @@ def reference_losses(model: Path, pictures: Path, technique: str, classes: list[
         for purpose, files, embedding, weight in streams:
             for index in range(BATCH):
                 file = files[choose(0, purpose, step * BATCH + index, len(files))]
-                posterior = vae.encode(to_pixels(Image.open(file), RESOLUTION, (0.5, 0.5), False)).latent_dist
+                image = Image.open(file)
+                shown = frame(image.height, image.width, (RESOLUTION, RESOLUTION), CENTRE, False)
+                posterior = vae.encode(to_pixels(image, shown)).latent_dist
                 drawn = draw(0, purpose, step, index)
                 shape = tuple(posterior.mean.shape)
                 latent = 0.5 * (posterior.mean + posterior.std * drawn.posterior_noise(shape)).detach()

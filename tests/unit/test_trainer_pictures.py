@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from finetune_trainer.data.framing import frame
 from finetune_trainer.data.pictures import PictureSet, read_rgb, to_pixels
 from finetune_trainer.errors import DataError
 from PIL import Image
@@ -153,7 +154,7 @@ def test_a_folder_without_pictures_says_what_it_has(files: list[str], found: str
     ],
 )
 def test_squares(offsets: tuple[float, float], flip: bool, left: tuple[int, ...], right: tuple[int, ...]) -> None:
-    pixels = to_pixels(two_halves((32, 16)), 8, offsets, flip)
+    pixels = to_pixels(two_halves((32, 16)), frame(16, 32, (8, 8), offsets, flip))
     assert pixels.shape == (1, 3, 8, 8)
     assert pixels.dtype == torch.float32
     for column, colour in ((0, left), (7, right)):

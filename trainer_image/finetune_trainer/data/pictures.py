@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +14,16 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from finetune_trainer.data.framing import Frame
+from finetune_trainer.data.near_duplicates import fingerprint
 from finetune_trainer.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 100_000_000
+MASK_SUFFIX = "-masklabel.png"
+"""A mask beside its picture: subject.jpg and subject-masklabel.png, as OneTrainer and its tools name them."""
+MAX_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,8 @@ class Picture:
     width: int
     """Pixels, after the rotation that EXIF asks for."""
     height: int
+    fingerprint: int
+    """See `near_duplicates`."""
 
     def load(self) -> Image.Image:
         """RGB, rotated as EXIF says, transparency on white."""
@@ -41,16 +49,18 @@ class PictureSet:
     """Pictures in the order of their paths."""
 
     pictures: tuple[Picture, ...]
+    folder: Path | None = None
+    """What `open` was given; None for pictures that were listed one by one."""
 
     @classmethod
     def open(cls, folder: Path) -> PictureSet:
-        """Reads every PNG, JPEG and WebP below `folder`. Other files and hidden ones are passed over.
+        """Reads every PNG, JPEG and WebP below `folder`. Masks, other files and hidden ones are passed over.
 
         Raises:
-            DataError: there is no picture, or one cannot be used; names the file and the remedy.
+            DataError: there is no picture, or some cannot be used; names the files and the remedies.
         """
-        files = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_stray(path, folder))
-        chosen = [path for path in files if path.suffix.lower() in SUFFIXES]
+        files = files_below(folder)
+        chosen = [path for path in files if path.suffix.lower() in SUFFIXES and not path.name.endswith(MASK_SUFFIX)]
         if not chosen:
             others = Counter(path.suffix.lower() or path.name for path in files).most_common(5)
             found = ", ".join(f"{count} {suffix}" for suffix, count in others) or "nothing"
@@ -58,12 +68,26 @@ class PictureSet:
                 f"dataset.uri: no pictures found; PNG, JPEG and WebP count, the folder has {found}. Check the path, "
                 "or convert the pictures"
             )
-        return cls.of(chosen)
+        return cls(cls.of(chosen).pictures, folder)
 
     @classmethod
     def of(cls, paths: Sequence[Path], field: str = "dataset.uri") -> PictureSet:
         """These pictures, in this order. Raises DataError as `open` does; its message begins with `field`."""
-        return cls(tuple(_inspect(path, field) for path in paths))
+        pictures: list[Picture] = []
+        refusals: list[str] = []
+        for path in paths:
+            try:
+                pictures.append(_inspect(path, field))
+            except DataError as error:
+                refusals.append(str(error))
+        if len(refusals) == 1:
+            raise DataError(refusals[0])
+        if refusals:
+            # all at once: a run that is refused ten times for ten files costs an afternoon
+            listed = "; ".join(refusal.removeprefix(f"{field}: ") for refusal in refusals[:MAX_LISTED])
+            more = f"; and {len(refusals) - MAX_LISTED} more" if len(refusals) > MAX_LISTED else ""
+            raise DataError(f"{field}: {len(refusals)} of {len(paths)} pictures cannot be used: {listed}{more}")
+        return cls(tuple(pictures))
 
     @property
     def digest(self) -> str:
@@ -80,6 +104,23 @@ def read_rgb(path: Path, field: str = "dataset.uri") -> Image.Image:
     Raises:
         DataError: the file is no picture, is cut off, or is larger than 100 megapixels.
     """
+    with _opened(path, field) as upright:
+        if not upright.has_transparency_data:
+            return upright.convert("RGB")
+        rgba = upright.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def read_alpha(path: Path) -> Image.Image:
+    """How opaque a picture is, 8 bits: 255 where nothing shines through; rotated as EXIF says. Raises as `read_rgb`."""
+    with _opened(path, "dataset.masks") as upright:
+        return upright.convert("RGBA").getchannel("A")
+
+
+@contextmanager
+def _opened(path: Path, field: str) -> Iterator[Image.Image]:
+    """Whatever fails within is a DataError that names the file."""
     remedy = "replace or remove the file"
     try:
         with Image.open(path, formats=FORMATS) as image:
@@ -92,11 +133,7 @@ def read_rgb(path: Path, field: str = "dataset.uri") -> Image.Image:
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):
                 raise DataError(f"{field}: {path.name} has 16 bits a channel; save it with 8 bits")
-            if upright.has_transparency_data:
-                rgba = upright.convert("RGBA")
-                white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-                return Image.alpha_composite(white, rgba).convert("RGB")
-            return upright.convert("RGB")
+            yield upright
     except Image.DecompressionBombError as error:
         raise DataError(f"{field}: {path.name} has too many pixels ({error}); scale it down") from error
     except UnidentifiedImageError as error:
@@ -107,21 +144,20 @@ def read_rgb(path: Path, field: str = "dataset.uri") -> Image.Image:
         raise DataError(f"{field}: {path.name} is damaged ({error}); {remedy}") from error
 
 
-def to_pixels(image: Image.Image, resolution: int, offsets: tuple[float, float], flip: bool) -> Tensor:
-    """A square of `image` as float32 [1, 3, resolution, resolution] in -1 … 1.
-
-    The largest square is cut out at `offsets` (shares in [0, 1] of the room left, horizontal and vertical; 0.5 is
-    the middle), then scaled with Lanczos.
-    """
-    side = min(image.size)
-    left = round(offsets[0] * (image.width - side))
-    top = round(offsets[1] * (image.height - side))
+def to_pixels(image: Image.Image, frame: Frame) -> Tensor:
+    """What `frame` shows of `image`, as float32 [1, 3, height, width] in -1 … 1; scaled with Lanczos."""
     # cropped first: a box given to resize lets the filter look over its edges
-    square = image.crop((left, top, left + side, top + side)).resize((resolution, resolution), Image.Resampling.LANCZOS)
-    if flip:
-        square = ImageOps.mirror(square)
-    values = torch.from_numpy(np.array(square, dtype=np.uint8)).float()
+    size = (frame.target_width, frame.target_height)
+    cut = image.crop(frame.box).resize(size, Image.Resampling.LANCZOS)
+    if frame.flip:
+        cut = ImageOps.mirror(cut)
+    values = torch.from_numpy(np.array(cut, dtype=np.uint8)).float()
     return (values / 127.5 - 1).permute(2, 0, 1).unsqueeze(0).contiguous()
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files below `folder` in the order of their paths, without hidden ones and what file systems leave."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not _is_stray(path, folder))
 
 
 def _is_stray(path: Path, folder: Path) -> bool:
@@ -133,4 +169,4 @@ def _inspect(path: Path, field: str) -> Picture:
     image = read_rgb(path, field)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Picture(path, digest, image.width, image.height)
+    return Picture(path, digest, image.width, image.height, fingerprint(image))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from finetune_trainer.data.buckets import BucketOrder, Shape
+from finetune_trainer.data.captions import Captions
 from finetune_trainer.data.draw import Purpose, choose, draw
-from finetune_trainer.data.latents import Latents
+from finetune_trainer.data.latents import Latents, View
+from finetune_trainer.data.report import DataReport
 from finetune_trainer.data.text import TextCache
 from finetune_trainer.families.base import Cond, Family, Moments
 from finetune_trainer.training.loss import sample_weights
@@ -59,9 +63,30 @@ class Stream:
 
     purpose: Purpose
     latents: Latents
-    prompt: str
-    weight: float
+    captions: Captions
+    weight: float = 1.0
     """1 for the user's pictures, λ for class pictures."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which of the user's pictures come when, and in which shape."""
+
+    order: BucketOrder
+    shapes: Sequence[Shape]
+    """Of each item of the latents; items of a micro-batch share theirs."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A sample."""
+
+    view: View
+    posterior_noise: Tensor
+    noise: Tensor
+    timestep: int
+    text: tuple[Tensor, Cond | None]
+    weight: float
 
 
 class Samples:
@@ -70,26 +95,42 @@ class Samples:
     def __init__(
         self,
         family: Family,
-        streams: tuple[Stream, ...],
-        text: TextCache | None,
+        instances: Stream,
+        plan: Plan,
+        classes: Stream | None,
+        text: TextCache,
         seed: int,
         batch_size: int,
         accumulation: int,
-        rank: int = 0,
-        processes: int = 1,
+        rank: int,
+        processes: int,
+        noise_offset: float,
+        digests: Mapping[str, str],
+        report: DataReport,
     ) -> None:
         """
         Args:
-            text: encodes captions once; None when the text encoder is trained.
+            instances: the user's pictures, in the order of `plan`.
+            classes: class pictures, as many in each micro-batch as the user's; their shape is theirs.
             batch_size: samples of each stream in a micro-batch of one process.
             accumulation: micro-batches of an optimizer step.
             rank: which process of the group this is; it makes its own share of each step, and no other.
             processes: of the group.
+            noise_offset: strength of a constant that is drawn for each channel of each sample and added to its noise
+                (https://www.crosslabs.org/blog/diffusion-with-offset-noise).
+            digests: SHA-256 of what of the user's is trained on, by what it is.
+            report: on the same.
         """
-        self._family, self._streams, self._text = family, streams, text
-        self._seed, self._batch_size, self._accumulation = seed, batch_size, accumulation
+        self._family, self._instances, self._plan, self._classes = family, instances, plan, classes
+        self._text, self._seed, self._noise_offset = text, seed, noise_offset
+        self._batch_size, self._accumulation = batch_size, accumulation
         self._rank, self._processes = rank, processes
-        self._token_ids = {stream.prompt: family.tokenize([stream.prompt]) for stream in streams}
+        self.digests, self.report = digests, report
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Pictures times crops, each as often as it is to be repeated."""
+        return self.report.samples_per_epoch
 
     @property
     def pictures_per_step(self) -> int:
@@ -101,31 +142,52 @@ class Samples:
         return [self._micro_batch(step, micro) for micro in range(self._accumulation)]
 
     def _micro_batch(self, step: int, micro: int) -> Batch:
+        # counted over steps, micro-batches and processes
+        number = (step * self._accumulation + micro) * self._processes + self._rank
         first = (micro * self._processes + self._rank) * self._batch_size
-        rows = [self._row(stream, step, first + index) for stream in self._streams for index in range(self._batch_size)]
-        moments, posterior_noise, noise, timesteps = zip(*rows, strict=True)
-        order = [stream for stream in self._streams for _ in range(self._batch_size)]
-        weights = sample_weights([stream.weight for stream in order], self.pictures_per_step)
+        items = self._plan.order.batch(number)
+        shape = self._plan.shapes[items[0]]
+        rows = [self._row(self._instances, item, shape, step, first + i) for i, item in enumerate(items)]
+        if self._classes is not None:
+            count = len(self._classes.latents)
+            for index in range(first, first + self._batch_size):
+                item = choose(self._seed, Purpose.CLASS, step * self.pictures_per_step + index, count)
+                rows.append(self._row(self._classes, item, shape, step, index))
+        conds = [row.text[1] for row in rows]
         return Batch(
-            Moments.stack(moments),
-            torch.cat(posterior_noise),
-            torch.cat(noise),
-            torch.tensor(timesteps),
-            weights,
-            torch.cat([self._token_ids[stream.prompt] for stream in order]),
-            None if self._text is None else Cond.stack([self._text.get(stream.prompt) for stream in order]),
-            torch.tensor([self._sizes(one.mean) for one in moments]),
-            None,
-            draw(self._seed, Purpose.INSTANCE, step, first).module_seed,
+            moments=Moments.stack([row.view.moments for row in rows]),
+            posterior_noise=torch.cat([row.posterior_noise for row in rows]),
+            noise=torch.cat([row.noise for row in rows]),
+            timesteps=torch.tensor([row.timestep for row in rows]),
+            weights=sample_weights([row.weight for row in rows], self.pictures_per_step),
+            token_ids=torch.cat([row.text[0] for row in rows]),
+            cond=Cond.stack([cond for cond in conds if cond is not None]) if conds[0] is not None else None,
+            sizes=torch.tensor([row.view.sizes for row in rows]),
+            masks=_stacked([row.view for row in rows]),
+            seed=draw(self._seed, Purpose.INSTANCE, step, first).module_seed,
         )
 
-    def _sizes(self, latent: Tensor) -> list[float]:
-        height, width = (float(side * self._family.pixels_per_latent) for side in latent.shape[-2:])
-        return [height, width, 0.0, 0.0, height, width]
-
-    def _row(self, stream: Stream, step: int, index: int) -> tuple[Moments, Tensor, Tensor, int]:
-        item = choose(self._seed, stream.purpose, step * self.pictures_per_step + index, len(stream.latents))
+    def _row(self, stream: Stream, item: int, shape: Shape, step: int, index: int) -> _Row:
         drawn = draw(self._seed, stream.purpose, step, index)
-        moments = stream.latents.get(item, drawn.flip)
-        shape = tuple(moments.mean.shape)
-        return moments, drawn.posterior_noise(shape), drawn.noise(shape), drawn.timestep(self._family.timesteps)
+        view = stream.latents.get(item, shape, drawn.flip)
+        size = tuple(view.moments.mean.shape)
+        noise = drawn.noise(size)
+        if self._noise_offset:
+            noise = noise + self._noise_offset * drawn.offset_noise(size[1])
+        caption = stream.captions.of(stream.latents.picture_of(item), drawn)
+        return _Row(
+            view,
+            drawn.posterior_noise(size),
+            noise,
+            drawn.timestep(self._family.timesteps),
+            self._text.get(caption),
+            stream.weight,
+        )
+
+
+def _stacked(views: Sequence[View]) -> Tensor | None:
+    """Masks of all, white where a sample has none; None where no sample has one."""
+    given = [view.mask for view in views if view.mask is not None]
+    if not given:
+        return None
+    return torch.cat([torch.ones_like(given[0]) if view.mask is None else view.mask for view in views])

@@ -11,14 +11,9 @@ from pathlib import Path
 
 import torch
 from finetune_api import TrainingRun
-from finetune_api.resolve import prior_of
 
 from finetune_trainer.checkpoints import Checkpoints, TrainingState
-from finetune_trainer.data.draw import Purpose
-from finetune_trainer.data.latents import Crops, Latents
 from finetune_trainer.data.pictures import PictureSet
-from finetune_trainer.data.samples import Samples, Stream
-from finetune_trainer.data.text import TextCache
 from finetune_trainer.engines import make_engine
 from finetune_trainer.errors import ConfigurationError, RunError
 from finetune_trainer.families.base import Family
@@ -26,6 +21,7 @@ from finetune_trainer.group.team import ALONE, Team
 from finetune_trainer.methods import Files, Method, NoFiles, make_methods, needs_of
 from finetune_trainer.telemetry.listener import Listener, StepReport
 from finetune_trainer.training.duties import Duty
+from finetune_trainer.training.making_samples import make_samples
 from finetune_trainer.training.schedule import learning_rate_factor, total_steps
 from finetune_trainer.training.step_module import StepModule
 
@@ -92,20 +88,22 @@ def train(
     methods = make_methods(run.method, spec.seed)
     groups = [group for method in methods for group in method.install(family, files or NoFiles())]
     samples = make_samples(run, family, methods, pictures, classes, cache_dir, team)
+    for line in samples.report.lines():
+        listener.message(line)
     module = StepModule(family, needs_of(methods), spec.loss).train()
     if spec.gradient_checkpointing:
         for part in module.parts.values():
             part.enable_gradient_checkpointing()
     engine = make_engine(run.engine, family.device, team)
     engine.prepare(module, groups, spec, samples.step(0))
-    digests = {"model": family.digest, "pictures": pictures.digest, "classPictures": classes.digest}
+    digests = {"model": family.digest, "classPictures": classes.digest, **samples.digests}
 
     _compare(digests, team)
     found = _found(checkpoints, digests, listener)
     losses, resumed = team.share((list(found.losses), True) if found is not None else ([], False))
     if resumed:
         engine.load(found.engine if found is not None else None)
-    step, total = len(losses), total_steps(spec, len(pictures) * run.dataset.crops_per_picture, team.size)
+    step, total = len(losses), total_steps(spec, samples.samples_per_epoch, team.size)
     resumed_from = step if resumed else None
     listener.begins(total, resumed_from)
     listener.stage("Training")
@@ -156,30 +154,6 @@ def train(
         resumed_from,
         saved_step,
     )
-
-
-def make_samples(
-    run: TrainingRun,
-    family: Family,
-    methods: Sequence[Method],
-    pictures: PictureSet,
-    classes: PictureSet,
-    cache_dir: Path | None,
-    team: Team = ALONE,
-) -> Samples:
-    """This process's samples of a run: the user's pictures, and class pictures if there are any."""
-    spec, dataset = run.training, run.dataset
-    resolution = dataset.resolution or family.resolution
-    folder = None if cache_dir is None else cache_dir / "latents"
-    crops = Crops(resolution, dataset.crops_per_picture, dataset.crop == "Random", dataset.flip, spec.seed)
-    streams = [Stream(Purpose.INSTANCE, Latents(family, pictures, crops, folder), methods[0].captions[0], 1.0)]
-    prior = prior_of(run.method)
-    if prior is not None:
-        latents = Latents(family, classes, Crops(resolution), folder)
-        streams.append(Stream(Purpose.CLASS, latents, prior.class_prompt, prior.weight))
-    text = None if needs_of(methods).live_text_encoder else TextCache(family)
-    batch, accumulation = spec.batch_size, spec.gradient_accumulation_steps
-    return Samples(family, tuple(streams), text, spec.seed, batch, accumulation, team.rank, team.size)
 
 
 def _compare(digests: dict[str, str], team: Team) -> None:

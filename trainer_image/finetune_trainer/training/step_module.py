@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from finetune_trainer.data.samples import Batch
 from finetune_trainer.families.base import Family
 from finetune_trainer.methods.base import Needs
-from finetune_trainer.training.loss import sample_losses
+from finetune_trainer.training.loss import sample_losses, timestep_weights
 
 
 class StepModule(nn.Module):
@@ -31,5 +31,9 @@ class StepModule(nn.Module):
         cond = batch.cond if batch.cond is not None else family.encode_text(batch.token_ids)
         noisy = family.add_noise(latents, batch.noise, batch.timesteps)
         prediction = family.predict(noisy, batch.timesteps, cond, batch.sizes)
-        losses = sample_losses(prediction, family.target(latents, batch.noise, batch.timesteps))
-        return (losses * batch.weights).sum(), losses
+        target = family.target(latents, batch.noise, batch.timesteps)
+        losses = sample_losses(prediction, target, batch.masks)
+        weights = batch.weights
+        if self._loss.weighting != "None":
+            weights = weights * timestep_weights(family.snr(batch.timesteps), self._loss, family.prediction_type)
+        return (losses * weights).sum(), losses

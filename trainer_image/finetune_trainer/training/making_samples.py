@@ -1,0 +1,110 @@
+"""From what a run asks for to its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from finetune_api import TrainingRun
+from finetune_api.dataset import CaptionsSpec, DatasetSpec
+from finetune_api.resolve import prior_of
+
+from finetune_trainer.data.buckets import BucketOrder, Shape, bucket_shapes, nearest
+from finetune_trainer.data.captions import Captions
+from finetune_trainer.data.dataset import Dataset, read_dataset
+from finetune_trainer.data.draw import Purpose
+from finetune_trainer.data.latents import Crops, Latents
+from finetune_trainer.data.pictures import PictureSet
+from finetune_trainer.data.report import look_at
+from finetune_trainer.data.samples import Plan, Samples, Stream
+from finetune_trainer.data.text import TextCache
+from finetune_trainer.families.base import Family
+from finetune_trainer.group.team import ALONE, Team
+from finetune_trainer.methods import Method, needs_of
+
+TOKENS_PER_WINDOW = 75
+
+
+def make_samples(
+    run: TrainingRun,
+    family: Family,
+    methods: Sequence[Method],
+    pictures: PictureSet,
+    classes: PictureSet,
+    cache_dir: Path | None,
+    team: Team = ALONE,
+) -> Samples:
+    """This process's samples of a run: the user's pictures, and class pictures if there are any.
+
+    Args:
+        methods: installed, so that the family knows their words.
+
+    Raises:
+        DataError: captions or masks do not fit the pictures.
+        ConfigurationError: no bucket has the sides that are asked for.
+    """
+    spec, asked = run.training, run.dataset
+    dataset = read_dataset(pictures, asked)
+    folder = None if cache_dir is None else cache_dir / "latents"
+    crops = Crops(asked.crops_per_picture, asked.crop == "Random", asked.flip, spec.seed)
+    latents = Latents(family, pictures, crops, folder, dataset.masks)
+    instances = Stream(Purpose.INSTANCE, latents, captions_of(dataset, asked.captions, methods[0].captions))
+    prior = prior_of(run.method)
+    class_stream = None
+    if prior is not None:
+        called = Captions.alike([prior.class_prompt], len(classes))
+        class_stream = Stream(Purpose.CLASS, Latents(family, classes, Crops(), folder), called, prior.weight)
+
+    shapes = shapes_of(pictures, asked, asked.resolution or family.resolution, crops.count)
+    items = [item for item in range(len(latents)) for _ in range(dataset.captions[latents.picture_of(item)].repeats)]
+    buckets = [[item for item in items if shapes[item] == shape] for shape in sorted(set(shapes))]
+    prompts = {text for texts in instances.captions.choices for text in texts}
+    if prior is not None:
+        prompts.add(prior.class_prompt)
+    windows = windows_for(prompts, asked.captions or CaptionsSpec(), family)
+    return Samples(
+        family=family,
+        instances=instances,
+        plan=Plan(BucketOrder(spec.seed, buckets, spec.batch_size), shapes),
+        classes=class_stream,
+        text=TextCache(family, windows, frozen=not needs_of(methods).live_text_encoder),
+        seed=spec.seed,
+        batch_size=spec.batch_size,
+        accumulation=spec.gradient_accumulation_steps,
+        rank=team.rank,
+        processes=team.size,
+        noise_offset=spec.loss.noise_offset or 0.0,
+        digests=dataset.digests,
+        report=look_at(
+            latents,
+            pictures,
+            items,
+            shapes,
+            instances.captions,
+            windows,
+            family.chunks_of,
+            len(classes),
+            dataset.masks.opaque if dataset.masks is not None else (),
+        ),
+    )
+
+
+def captions_of(dataset: Dataset, spec: CaptionsSpec | None, templates: Sequence[str]) -> Captions:
+    """A picture's own caption, or `templates` to draw from where it has none."""
+    spec = spec or CaptionsSpec()
+    choices = tuple(tuple(templates) if one.caption is None else (one.caption,) for one in dataset.captions)
+    return Captions(choices, spec.shuffle_tags, spec.dropout or 0.0)
+
+
+def shapes_of(pictures: PictureSet, spec: DatasetSpec, resolution: int, crops: int) -> list[Shape]:
+    """Of each crop of each picture: the nearest bucket, or a square."""
+    if spec.buckets is None:
+        return [(resolution, resolution)] * (len(pictures) * crops)
+    shapes = bucket_shapes(spec.buckets, resolution)
+    chosen = [nearest(shapes, picture.height, picture.width) for picture in pictures.pictures]
+    return [shape for shape in chosen for _ in range(crops)]
+
+
+def windows_for(prompts: set[str], spec: CaptionsSpec, family: Family) -> int:
+    """Windows of tokens for all prompts of a run: as many as the longest needs, up to captions.maxTokens."""
+    return min(max(family.chunks_of(prompt) for prompt in prompts), spec.max_tokens // TOKENS_PER_WINDOW)
