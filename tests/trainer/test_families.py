@@ -11,6 +11,7 @@ from finetune_trainer.errors import DataError
 from finetune_trainer.families import Moments, load_family
 from safetensors.torch import load_file, save_file
 from support.tiny_sd import build_tiny_sd
+from support.tiny_sdxl import build_tiny_sdxl
 
 CPU = torch.device("cpu")
 
@@ -32,7 +33,8 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     (
         "another kind",
         lambda m: edit(m / "model_index.json", _class_name="FluxPipeline"),
-        "is a FluxPipeline; these can be fine-tuned: StableDiffusionPipeline",
+        "is a FluxPipeline; these can be fine-tuned: StableDiffusionPipeline, StableDiffusionXLPipeline "
+        r"\(Stable Diffusion 1\.x and 2\.x, SDXL\)$",
     ),
     ("no vae", lambda m: shutil.rmtree(m / "vae"), "has no vae/; it must have unet, vae, text_encoder, tokenizer"),
     (
@@ -56,6 +58,22 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
         "not a scheduler",
         lambda m: edit(m / "scheduler/scheduler_config.json", _class_name="DiffusionPipeline"),
         "scheduler/ of .* cannot be read: DiffusionPipeline is not a scheduler",
+    ),
+    (
+        "epsilon with zero terminal SNR",
+        lambda m: edit(m / "scheduler/scheduler_config.json", rescale_betas_zero_snr=True),
+        "says prediction_type epsilon and rescale_betas_zero_snr true: at the last timestep there is noise alone.*; "
+        "set prediction_type to v_prediction if the model was trained with it, else rescale_betas_zero_snr to false",
+    ),
+    (
+        "flow matching",
+        lambda m: edit(m / "scheduler/scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler"),
+        "is of a FlowMatchEulerDiscreteScheduler, which has no beta_schedule; .*: use another model",
+    ),
+    (
+        "shifted latents",
+        lambda m: edit(m / "vae/config.json", latents_mean=[0.1, 0.2, 0.3, 0.4]),
+        "vae/config.json has latents_mean; .*: use another model",
     ),
 ]
 
@@ -117,15 +135,42 @@ def test_latents_are_samples_of_the_posterior(tiny_sd: Path) -> None:
     torch.testing.assert_close(family.latents(doubled, noise), noise)
 
 
-def test_zero_terminal_snr(tmp_path: Path) -> None:
+@pytest.mark.parametrize("build", [build_tiny_sd, build_tiny_sdxl])
+def test_zero_terminal_snr(build: Callable[..., Path], tmp_path: Path) -> None:
     """The last timestep is noise alone, and such a model is drawn with by the sampler made for it."""
-    model = build_tiny_sd(tmp_path, prediction_type="v_prediction", rescale_betas_zero_snr=True)
-    family = load_family(model, CPU)
+    family = load_family(build(tmp_path, prediction_type="v_prediction", rescale_betas_zero_snr=True), CPU)
     latents, noise = torch.full((1, 4, 8, 8), 9.0), torch.ones(1, 4, 8, 8)
     last = torch.tensor([999])
-    torch.testing.assert_close(family.add_noise(latents, noise, last), noise, atol=1e-3, rtol=0)
-    torch.testing.assert_close(family.target(latents, noise, last), -latents, atol=1e-3, rtol=0)
+    assert torch.equal(family.add_noise(latents, noise, last), noise)
+    assert torch.equal(family.target(latents, noise, last), -latents)
+    assert family.snr(last).item() == 0
+    assert family.prediction_type == "v_prediction"
     assert family.sampler["name"] == "DDIMScheduler"
     assert family.sampler["timestep_spacing"] == "trailing"
     (picture,) = family.draw(["a"], [""], torch.zeros(1, 4, 8, 8), 3, 5.0)
     assert picture.size == (16, 16)
+
+
+@pytest.mark.parametrize("settings", [{}, {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}])
+def test_signal_to_noise(settings: dict[str, object], tmp_path: Path) -> None:
+    """As the variances of what add_noise puts together; finite and falling from the first timestep to the last."""
+    family = load_family(build_tiny_sd(tmp_path, **settings), CPU)
+    all_timesteps = torch.arange(family.timesteps)
+    found = family.snr(all_timesteps)
+    assert found.isfinite().all()
+    assert (found.diff() < 0).all()
+    one, none = torch.ones(1000, 1, 1, 1), torch.zeros(1000, 1, 1, 1)
+    signal, noise = family.add_noise(one, none, all_timesteps), family.add_noise(none, one, all_timesteps)
+    torch.testing.assert_close(found, (signal / noise).square().flatten(), rtol=2e-4, atol=0)
+
+
+def test_dropout_is_off_while_drawing(tiny_sd: Path) -> None:
+    family = load_family(tiny_sd, CPU)
+    noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+    layer = family.parts["text_encoder"].text_model.final_layer_norm
+    layer.register_forward_hook(lambda module, inputs, output: torch.dropout(output, 0.5, module.training))
+    (expected,) = family.draw(["a"], [""], noise, 2, 3.0)
+    family.parts["text_encoder"].train()
+    (picture,) = family.draw(["a"], [""], noise, 2, 3.0)
+    assert picture.tobytes() == expected.tobytes()
+    assert family.parts["text_encoder"].training, "and on again afterwards"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ class NoiseSchedule:
         Raises:
             DataError: the model predicts something else, or cannot be trained with this schedule.
         """
-        if "beta_schedule" not in scheduler.config:
+        # the class is asked: a configuration may hold what another scheduler left in it
+        if "beta_schedule" not in signature(type(scheduler)).parameters:
             raise DataError(
                 f"{WHERE} is of a {type(scheduler).__name__}, which has no beta_schedule; models that were trained "
                 "with flow matching or EDM noise cannot be fine-tuned: use another model"

@@ -143,5 +143,7 @@ class TextReader:
             if number % 2:
                 pieces.append(self._new[part.lower()])
             elif part.strip():
-                pieces += [[token] for token in self._tokenizer(part, add_special_tokens=False).input_ids]
+                # verbose would warn of what windows are for
+                tokens = self._tokenizer(part, add_special_tokens=False, verbose=False).input_ids
+                pieces += [[token] for token in tokens]
         return pieces
