@@ -1,0 +1,188 @@
+"""What techniques touch and what they leave: nothing else of the base model moves, and a result that is put back on
+the base model gives the predictions of the training's end."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from finetune_trainer.errors import DataError
+from finetune_trainer.families import Family, load_family
+from finetune_trainer.methods import (
+    AdapterWeights,
+    Hypernetwork,
+    Method,
+    NewWords,
+    NoFiles,
+    ParameterGroup,
+    Result,
+    WholeParts,
+    make_methods,
+)
+from support.method_cases import METHODS, TEXT_RATE, run_of
+from support.training import train_once
+from torch import Tensor
+
+
+def installed(case: str, model: Path) -> tuple[Family, tuple[Method, ...], list[ParameterGroup]]:
+    family = load_family(model, torch.device("cpu"))
+    methods = make_methods(run_of(case).method, 0)
+    return family, methods, [group for method in methods for group in method.install(family, NoFiles())]
+
+
+def base_tensors(family: Family) -> dict[str, Tensor]:
+    """All tensors of all parts, by their names in the base model; what was added has other names."""
+    return {
+        f"{name}.{key.replace('.base_layer', '')}": tensor.detach().clone()
+        for name, part in family.parts.items()
+        for key, tensor in [*part.named_parameters(), *part.named_buffers()]
+    }
+
+
+def prediction(family: Family) -> Tensor:
+    """At two noise levels, with a caption that has everything in it."""
+    for part in family.parts.values():
+        part.eval()
+    numbers = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        cond = family.encode_text(family.tokenize(["a sks dog <toy>"] * 2))
+        noisy = torch.randn(2, family.latent_channels, 8, 8, generator=numbers)
+        return family.predict(noisy, torch.tensor([100, 700]), cond, torch.full((2, 6), 16.0))
+
+
+@pytest.mark.parametrize("case", METHODS)
+def test_what_is_trained_moves_and_nothing_else(case: str, tiny_sd: Path, pictures: Path, tmp_path: Path) -> None:
+    whole = case == "dreamBooth"
+    before = base_tensors(load_family(tiny_sd, torch.device("cpu")))
+    _, _, fresh = installed(case, tiny_sd)
+    first = {name: value.detach().clone() for group in fresh for name, value in group.parameters.items()}
+    family, outcome = train_once(run_of(case), tiny_sd, pictures, tmp_path)
+    after = base_tensors(family)
+    assert before.keys() <= after.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    if whole:
+        assert {name.partition(".")[0] for name in moved} == {"unet", "text_encoder"}
+        assert {name for name in first if name not in moved} == set()
+        return
+    assert moved == set()
+    trained = {name: value for result in (m.result() for m in outcome.methods) for name, value in flat(result).items()}
+    assert len(trained) == len(first)
+    _, methods, _ = installed(case, tiny_sd)
+    start = {name: value for method in methods for name, value in flat(method.result()).items()}
+    assert [name for name in trained if torch.equal(trained[name], start[name])] == []
+
+
+def flat(result: Result) -> dict[str, Tensor]:
+    """Its tensors by unique names."""
+    assert not isinstance(result, WholeParts)
+    if isinstance(result, AdapterWeights):
+        return {f"{part}.{key}": value for part, tensors in result.tensors.items() for key, value in tensors.items()}
+    if isinstance(result, NewWords):
+        return {f"{word}.{part}": rows for word, parts in result.words.items() for part, rows in parts.items()}
+    return {
+        f"{width}.{side}.{key}": value
+        for width, pair in result.layers.items()
+        for side, weights in enumerate(pair)
+        for key, value in weights.items()
+    }
+
+
+@pytest.mark.parametrize("case", [case for case in METHODS if case != "dreamBooth"])
+def test_a_result_put_back_draws_what_it_drew_at_the_end(
+    case: str, tiny_sd: Path, pictures: Path, tmp_path: Path
+) -> None:
+    trained, outcome = train_once(run_of(case), tiny_sd, pictures, tmp_path)
+    family, methods, _ = installed(case, tiny_sd)
+    untrained = prediction(family)
+    for method, done in zip(methods, outcome.methods, strict=True):
+        method.load(copy.deepcopy(done.result()))
+    assert torch.equal(prediction(family), prediction(trained))
+    assert not torch.equal(prediction(family), untrained)
+
+
+def test_a_whole_model_is_no_file_to_put_on_another(tiny_sd: Path) -> None:
+    _, (method,), _ = installed("dreamBooth", tiny_sd)
+    assert method.result() == WholeParts(("unet", "text_encoder"))
+    with pytest.raises(DataError, match="give its folder as the base model"):
+        method.load(method.result())
+
+
+@pytest.mark.parametrize(
+    ("case", "rates", "decays", "live", "captions"),
+    [
+        ("dreamBooth", [None, TEXT_RATE], [None, None], True, ("sks dog",)),
+        ("lora", [None, TEXT_RATE], [None, None], True, ("sks dog",)),
+        ("dora", [None], [None], False, ("sks dog",)),
+        ("words", [None], [0.0], True, ("<toy>",)),
+        ("hypernetwork", [None], [None], False, ("sks dog",)),
+        ("pivotal", [None, TEXT_RATE, None], [None, None, 0.0], True, ("a <toy>",)),
+    ],
+)
+def test_what_engine_and_data_are_told(
+    case: str,
+    rates: list[float | None],
+    decays: list[float | None],
+    live: bool,
+    captions: tuple[str, ...],
+    tiny_sd: Path,
+) -> None:
+    _, methods, groups = installed(case, tiny_sd)
+    assert [group.learning_rate for group in groups] == rates
+    assert [group.weight_decay for group in groups] == decays
+    assert any(method.needs.live_text_encoder for method in methods) is live
+    assert {caption for method in methods for caption in method.captions} == set(captions)
+    names = [name for group in groups for name in group.parameters]
+    assert len(names) == len(set(names))
+    assert all(value.requires_grad for group in groups for value in group.parameters.values())
+
+
+@pytest.mark.parametrize("case", METHODS)
+def test_first_values_depend_on_the_seed_alone(case: str, tiny_sd: Path) -> None:
+    torch.manual_seed(1)
+    _, _, one = installed(case, tiny_sd)
+    torch.manual_seed(2)
+    _, _, other = installed(case, tiny_sd)
+    for mine, its in zip(one, other, strict=True):
+        assert list(mine.parameters) == list(its.parameters)
+        assert all(torch.equal(mine.parameters[name], its.parameters[name]) for name in mine.parameters)
+
+
+@pytest.mark.parametrize("case", ["lora", "dora"])
+def test_matrices_start_at_the_base_model(case: str, tiny_sd: Path) -> None:
+    base = load_family(tiny_sd, torch.device("cpu"))
+    family, _, _ = installed(case, tiny_sd)
+    torch.testing.assert_close(prediction(family), prediction(base), rtol=1e-5, atol=1e-6)
+
+
+def test_words_keep_the_length_that_is_usual(tiny_sd: Path, pictures: Path, tmp_path: Path) -> None:
+    usual = load_family(tiny_sd, torch.device("cpu")).vocabulary("text_encoder").norm(dim=1).mean()
+    lengths = {}
+    for case in ("words", "mean word"):
+        _, outcome = train_once(run_of(case), tiny_sd, pictures, tmp_path / case)
+        result = outcome.methods[0].result()
+        assert isinstance(result, NewWords)
+        lengths[case] = result.words["<toy>"]["text_encoder"].norm(dim=1)
+    torch.testing.assert_close(lengths["words"], usual.expand(3))
+    assert ((lengths["mean word"] - usual).abs() > 0.05 * usual).all()
+
+
+def test_hypernetworks_go_where_the_denoiser_goes_and_not_into_its_files(tiny_sd: Path, tmp_path: Path) -> None:
+    family, (method,), _ = installed("hypernetwork", tiny_sd)
+    result = method.result()
+    assert isinstance(result, Hypernetwork)
+    unet = family.parts["unet"]
+    twin = copy.deepcopy(unet)
+    with torch.no_grad():
+        for name, value in twin.named_parameters():
+            if name.startswith("hypernetwork.") and name.endswith("bias"):
+                value.add_(1.0)
+    inputs = (torch.ones(1, 4, 8, 8), 5, torch.ones(1, 3, 24))
+    plain = load_family(tiny_sd, torch.device("cpu")).parts["unet"]
+    said = [module(*inputs).sample for module in (plain, unet, twin)]
+    assert not torch.equal(said[0], said[1])
+    # a copy has networks of its own: what was added to them shows there and only there
+    assert (said[1] - said[2]).abs().max() > 10 * (said[0] - said[1]).abs().max()
+    unet.save_pretrained(tmp_path / "unet")
+    saved = type(unet).from_pretrained(tmp_path / "unet")
+    torch.testing.assert_close(saved(*inputs).sample, said[0])
+    assert saved.state_dict().keys() == plain.state_dict().keys()
