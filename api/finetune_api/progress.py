@@ -23,6 +23,7 @@ Stage = Literal[
     "DrawingAfter",
     "Evaluating",
     "Exporting",
+    "Sampling",
     "Publishing",
     "Done",
 ]

@@ -48,6 +48,83 @@ def run(
 
 
 @app.command()
+def generate(
+    result: Annotated[
+        str,
+        typer.Argument(
+            help="What to draw with: the output.uri of a run (a folder or s3://), or for comparison a base model "
+            "(builtin://tiny-shapes, hf://owner/name, a folder).",
+            show_default=False,
+        ),
+    ],
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompt",
+            "-p",
+            help="What to draw; may stand several times. Default: the prompts of the run's validation.",
+            show_default=False,
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", help="A text file with one prompt a line; # begins a comment.", show_default=False),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, max=100_000, help="Pictures for each prompt.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")] = 30,
+    guidance: Annotated[
+        float,
+        typer.Option(min=1, max=50, help="Classifier-free guidance: how closely to follow the prompt; 1 is none."),
+    ] = 7.5,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="Seed of each prompt's first picture; each next adds one.")
+    ] = 0,
+    batch: Annotated[int, typer.Option(min=1, max=1024, help="Pictures drawn at a time; fewer need less memory.")] = 8,
+    negative: Annotated[str, typer.Option(help="What the pictures should not show.", show_default=False)] = "",
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="Where the pictures go: a folder or s3://bucket/prefix/.")
+    ] = "generated",
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            "--base-model",
+            help="Where the run's base model is now, if not where the run had it (a folder, hf://, s3://).",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Draw pictures with the results of a run, by the hundred.
+
+    [bold]finetune generate runs/figure -p "a photo of a sks circle" -n 100[/]
+
+    Picture k of each prompt has seed + k: the same command draws the same pictures, and what is in --out already is
+    not drawn again. Stopped with Ctrl-C, the same command goes on. Each PNG says how it was made, as web UIs read it;
+    generation.json lists all of them, and contact sheets show a hundred at a time.
+
+    s3:// takes the credentials of your environment, and AWS_ENDPOINT_URL for another server than AWS.
+    """
+    from finetune_trainer.generation import command
+    from finetune_trainer.launch import exiting_on_errors
+    from finetune_trainer.settings import Settings
+
+    wishes = command.Wishes(
+        result=result,
+        prompts=prompt or (),
+        prompts_file=prompts,
+        count=count,
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+        batch_size=batch,
+        negative_prompt=negative,
+        out=out,
+        base_model=base_model,
+    )
+    with exiting_on_errors():
+        command.generate(wishes, Settings())
+
+
+@app.command()
 def validate(file: File, profile: ProfileFile = None) -> None:
     """Check a file, as strictly as the cluster would, and say everything that is wrong with it."""
     from finetune_trainer.launch import exiting_on_errors

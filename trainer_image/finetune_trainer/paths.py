@@ -23,3 +23,11 @@ def local_path(uri: str, role: Role) -> Path | None:
     if scheme == "pvc":
         return MOUNTS / role.value / rest.partition("/")[2]
     return None
+
+
+def shown(uri: str) -> str:
+    """A path that can be clicked or pasted, relative to the current folder where it lies below it."""
+    if not uri.startswith("file://"):
+        return uri
+    path = Path(uri.removeprefix("file://"))
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

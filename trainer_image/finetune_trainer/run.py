@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from finetune_trainer.credentials import Role, load_credentials
 from finetune_trainer.errors import Interrupted
+from finetune_trainer.paths import shown
 from finetune_trainer.publish.journal import Journal
 from finetune_trainer.publish.manifest import Manifest, ManifestInput, ManifestTraining, library_versions
 from finetune_trainer.publish.store import Store, open_store
@@ -64,7 +65,7 @@ class Finished:
         places += [("report", f"{prefix}report.html"), ("contact sheet", f"{prefix}contact_sheet.png")]
         places += [("manifest", "manifest.json")]
         for name, key in places:
-            console.print(f"[green]{name:>14}[/]  {escape(_plain(self.store.uri_of(key)))}")
+            console.print(f"[green]{name:>14}[/]  {escape(shown(self.store.uri_of(key)))}")
 
 
 def perform(
@@ -205,11 +206,3 @@ def _finished(published: Published, store: Store, again: bool) -> Finished:
         base_model_revision=manifest.base_model.revision,
     )
     return Finished(result, published, store, again)
-
-
-def _plain(uri: str) -> str:
-    """A path that can be clicked or pasted, relative to the current folder where it lies below it."""
-    if not uri.startswith("file://"):
-        return uri
-    path = Path(uri.removeprefix("file://"))
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

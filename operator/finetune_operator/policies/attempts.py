@@ -35,7 +35,7 @@ INTERRUPTIONS = frozenset(
     }
 )
 """Ends that are nobody's fault and do not count."""
-STARTED = ("Training", "DrawingAfter", "Evaluating", "Exporting", "Publishing", "Done")
+STARTED = ("Training", "DrawingAfter", "Evaluating", "Exporting", "Sampling", "Publishing", "Done")
 """Stages in which it is known at which step the training went on."""
 
 

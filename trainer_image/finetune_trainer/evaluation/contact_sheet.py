@@ -33,10 +33,10 @@ def contact_sheet(
     sheet = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(sheet)
     large, small = ImageFont.load_default(20), ImageFont.load_default(14)
-    pen.text((MARGIN, MARGIN), _fitting(title, large, width - 2 * MARGIN), INK, large)
+    pen.text((MARGIN, MARGIN), fitting(title, large, width - 2 * MARGIN), INK, large)
     y = MARGIN + HEADING
     for heading, strips in rows:
-        pen.text((MARGIN, y + 8), _fitting(heading, small, width - 2 * MARGIN), INK, small)
+        pen.text((MARGIN, y + 8), fitting(heading, small, width - 2 * MARGIN), INK, small)
         y += HEADING
         for label, pictures in strips:
             pen.text((MARGIN, y + CELL // 2 - 8), label, FAINT, small)
@@ -54,7 +54,7 @@ def thumbnail(picture: Image.Image, side: int) -> Image.Image:
     return square.resize((side, side), Image.Resampling.LANCZOS)
 
 
-def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """`text`, cut to `width` pixels."""
     if font.getlength(text) <= width:
         return text

@@ -14,6 +14,7 @@ WORDS: dict[Stage, str] = {
     "DrawingAfter": "Drawing with the trained model",
     "Evaluating": "Writing the report",
     "Exporting": "Writing the weights",
+    "Sampling": "Drawing pictures",
     "Publishing": "Publishing",
     "Done": "Done",
 }

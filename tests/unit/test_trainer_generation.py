@@ -1,0 +1,127 @@
+"""What a generation consists of, and what its files say."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from finetune_trainer.errors import ConfigurationError, DataError
+from finetune_trainer.generation.picture_text import parameters, png
+from finetune_trainer.generation.plan import Recipe, plan, slug
+from finetune_trainer.generation.prompts import gather
+from finetune_trainer.generation.sheets import CELL, Print, pages, sheet
+from PIL import Image
+
+RECIPE = Recipe(
+    model="0123456789abcdef" * 4,
+    negative_prompt="blurry",
+    inference_steps=30,
+    guidance_scale=7.5,
+    sampler={"name": "DPMSolverMultistepScheduler", "dtype": "float32"},
+    width=512,
+    height=512,
+)
+
+
+def test_picture_k_has_seed_plus_k_prompt_by_prompt() -> None:
+    pictures = plan(RECIPE, ["a dog", "a cat", "a dog"], 3, 10)
+    assert [(one.prompt, one.seed) for one in pictures] == [
+        ("a dog", 10), ("a dog", 11), ("a dog", 12), ("a cat", 10), ("a cat", 11), ("a cat", 12)
+    ]  # fmt: skip
+    assert plan(RECIPE, ["a dog"], 2, 11) == pictures[1:3], "pictures do not depend on how many there are"
+
+
+def test_names_are_stable_because_a_generation_goes_on_by_them() -> None:
+    assert plan(RECIPE, ["A dog, (very) happy"], 1, 7)[0].path == "pictures/a-dog-very-happy-seed-7-01913a0eeec1.png"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"model": "f" * 64},
+        {"negative_prompt": ""},
+        {"inference_steps": 31},
+        {"guidance_scale": 7.0},
+        {"sampler": {"name": "DPMSolverMultistepScheduler", "dtype": "bfloat16"}},
+        {"width": 768},
+        {"height": 768},
+    ],
+)
+def test_other_settings_never_pass_for_the_same_picture(changed: dict[str, object]) -> None:
+    assert plan(replace(RECIPE, **changed), ["a dog"], 1, 0)[0].path != plan(RECIPE, ["a dog"], 1, 0)[0].path
+
+
+def test_prompts_with_the_same_beginning_have_files_of_their_own() -> None:
+    prompts = ["word " * 30 + "one", "word " * 30 + "two", "…", "犬"]
+    paths = [picture.path for picture in plan(RECIPE, prompts, 1, 0)]
+    assert len(set(paths)) == 4
+    assert all(len(path) < 100 and path.isascii() for path in paths)
+    assert slug("…") == "no-words"
+
+
+def test_a_picture_says_how_it_was_made_as_web_uis_do() -> None:
+    picture = plan(RECIPE, ["a dog"], 1, 7)[0]
+    text = parameters(RECIPE, picture, "my-dog")
+    assert text == (
+        "a dog\n"
+        "Negative prompt: blurry\n"
+        "Steps: 30, Sampler: DPM++ 2M, CFG scale: 7.5, Seed: 7, Size: 512x512, Model hash: 0123456789, Model: my-dog"
+    )
+    image = Image.open(io.BytesIO(png(Image.new("RGB", (4, 4)), text)))
+    assert image.text == {"parameters": text}
+
+
+def test_what_would_break_the_line_is_quoted() -> None:
+    bare = replace(RECIPE, negative_prompt="")
+    text = parameters(bare, plan(bare, ["a"], 1, 0)[0], "dog: v1, final")
+    assert text.endswith(', Model: "dog: v1, final"')
+    assert "Negative prompt" not in text
+
+
+def test_prompts_come_from_the_command_and_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("# animals\na dog\n\n  a cat  \n", "utf-8")
+    assert gather([" a bird ", "a dog"], file, None) == ("a bird", "a dog", "a cat")
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "words"),
+    [
+        (None, ConfigurationError, "--prompts is .*prompts.txt, which cannot be read .*; correct the path"),
+        (b"# nothing\n\n", DataError, "which holds no prompt; write one a line"),
+        (b"\xff\xfe\x00", DataError, "which is not UTF-8 text"),
+    ],
+)
+def test_a_bad_file_of_prompts(tmp_path: Path, content: bytes | None, error: type[Exception], words: str) -> None:
+    file = tmp_path / "prompts.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(error, match=words):
+        gather((), file, None)
+
+
+def test_nothing_to_draw() -> None:
+    with pytest.raises(ConfigurationError, match="say what with --prompt"):
+        gather(["  "], None, None)
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(0, []), (1, [1]), (100, [100]), (101, [100, 1]), (250, [100, 100, 50])])
+def test_pages_of_a_hundred(count: int, sizes: list[int]) -> None:
+    found = list(pages(count))
+    assert [len(page) for page in found] == sizes
+    assert [index for page in found for index in page] == list(range(count))
+
+
+def test_each_prompt_begins_a_row_of_its_own() -> None:
+    red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("#ff0000", "#0000ff"))
+    prints = [Print.of("red", str(seed), red) for seed in range(12)] + [Print.of("blue", "0", blue)]
+    page = sheet("title", prints)
+
+    def rows_with(colour: tuple[int, int, int]) -> list[int]:
+        return [y for y in range(page.height) if any(page.getpixel((x, y)) == colour for x in range(24, 40))]
+
+    assert len(rows_with((255, 0, 0))) == 2 * CELL, "twelve pictures take two rows"
+    assert len(rows_with((0, 0, 255))) == CELL
+    assert rows_with((0, 0, 255))[0] > rows_with((255, 0, 0))[-1]
