@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from finetune_trainer.evaluation.drawing import draw_pictures, noise_of
 from finetune_trainer.exports import export_weights
 from finetune_trainer.families import Family
-from finetune_trainer.families.sd import drawing_scheduler
+from finetune_trainer.families.noise import drawing_scheduler
 from safetensors.torch import load_file
 from support.training import make_run, train_once
 from torch import nn
@@ -73,7 +73,7 @@ def test_lora_loads_into_the_base_model(
     settings: dict[str, object], dtype: str, tolerance: float, tiny_sd: Path, pictures: Path, tmp_path: Path
 ) -> None:
     method = {"lora": {"prompt": PROMPT, "rank": 4} | settings}
-    run = make_run(method=method, training={"learningRate": 0.05}, output={"dtype": dtype})
+    run = make_run(method=method, training={"learningRate": 0.05}, output={"dtype": dtype, "formats": ["Diffusers"]})
     family, outcome = train_once(run, tiny_sd, pictures, tmp_path)
     (file,) = export_weights(run, family, [method.result() for method in outcome.methods], tmp_path / "out")
     assert file == tmp_path / "out" / "lora" / "pytorch_lora_weights.safetensors"
@@ -87,7 +87,9 @@ def test_lora_loads_into_the_base_model(
 
 
 def test_lora_file_has_these_keys_and_says_rank_and_alpha(tiny_sd: Path, pictures: Path, tmp_path: Path) -> None:
-    run = make_run(method={"lora": {"prompt": PROMPT, "rank": 4, "alpha": 2.0}}, output={"dtype": "fp16"})
+    run = make_run(
+        method={"lora": {"prompt": PROMPT, "rank": 4, "alpha": 2.0}}, output={"dtype": "fp16", "formats": ["Diffusers"]}
+    )
     family, outcome = train_once(run, tiny_sd, pictures, tmp_path)
     (file,) = export_weights(run, family, [method.result() for method in outcome.methods], tmp_path / "out")
     tensors = load_file(file)
@@ -110,9 +112,12 @@ def test_each_kind_of_layer_gets_matrices(tiny_sd: Path, pictures: Path, tmp_pat
     """A name that matched nothing would be passed over in silence."""
     found = {}
     for target in ALL:
-        run = make_run(method={"lora": {"prompt": PROMPT, "targets": [target]}}, training={"steps": 1})
+        method = {"lora": {"prompt": PROMPT, "targets": [target]}}
+        run = make_run(method=method, training={"steps": 1}, output={"formats": ["Diffusers"]})
         family, outcome = train_once(run, tiny_sd, pictures, tmp_path / target)
-        (file,) = export_weights(run, family, [method.result() for method in outcome.methods], tmp_path / target / "out")
+        (file,) = export_weights(
+            run, family, [method.result() for method in outcome.methods], tmp_path / target / "out"
+        )
         found[target] = {key.rpartition(".lora_")[0].removeprefix("unet.") for key in load_file(file)}
     layers = dict(UNet2DConditionModel.from_pretrained(tiny_sd / "unet").named_modules())
     blocks = {name for name, layer in layers.items() if isinstance(layer, nn.Linear) and ".transformer_blocks." in name}

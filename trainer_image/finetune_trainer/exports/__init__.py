@@ -1,4 +1,4 @@
-"""Trained weights in the formats that people load."""
+"""Trained weights in the formats that people load. One file in this folder for each format."""
 
 from __future__ import annotations
 
@@ -6,10 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune_api import TrainingRun
+from finetune_api.techniques import TECHNIQUES
 
-from finetune_trainer.exports.diffusers_layout import write_adapter, write_pipeline
+from finetune_trainer.errors import ConfigurationError
+from finetune_trainer.exports.diffusers_lora import diffusers_metadata, diffusers_tensors
+from finetune_trainer.exports.hypernetworks import write_hypernetwork
+from finetune_trainer.exports.kohya import kohya_metadata, kohya_tensors
+from finetune_trainer.exports.pipelines import write_pipeline
+from finetune_trainer.exports.plain_parts import plain_parts
+from finetune_trainer.exports.single_file import write_single_file
+from finetune_trainer.exports.tensors import Dtype, file_name, plain_all, write_tensors
+from finetune_trainer.exports.words import Words, write_words
 from finetune_trainer.families.base import Family
-from finetune_trainer.methods.base import AdapterWeights, Result
+from finetune_trainer.methods.base import AdapterWeights, Hypernetwork, NewWords, Result, WholeParts
 
 __all__ = ["export_weights"]
 
@@ -18,14 +27,69 @@ def export_weights(run: TrainingRun, family: Family, results: Sequence[Result], 
     """Writes what was trained below `out_dir`, in the formats and the number format of output.
 
     Returns:
-        The files: lora/pytorch_lora_weights.safetensors for `load_lora_weights`, or a whole pipeline/ for
-        `from_pretrained`.
+        The files, sorted:
+        lora/pytorch_lora_weights.safetensors (Diffusers) and lora/<job>.safetensors (Kohya),
+        embeddings/<word>.safetensors and .pt (Automatic1111),
+        hypernetwork/<job>.pt and .safetensors (Automatic1111),
+        pipeline/ for `from_pretrained` (dreamBooth: Diffusers, lora: Merged),
+        <job>.safetensors, the whole model (SingleFile).
+
+    Raises:
+        ConfigurationError: a format cannot hold what was trained.
     """
-    (result,) = results
-    if isinstance(result, AdapterWeights):
-        folder = out_dir / run.method.name
-        write_adapter(family, result, folder, run.output.dtype)
-    else:
-        folder = out_dir / "pipeline"
-        write_pipeline(family, folder, run.output.dtype)
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    formats = run.output.formats or TECHNIQUES[run.method.name].default_formats
+    name, dtype = file_name(run.identity.name), run.output.dtype
+    words: Words = {}
+    for result in results:
+        if isinstance(result, NewWords):
+            words = {**words, **result.words}
+    try:
+        for result in results:
+            if isinstance(result, AdapterWeights):
+                _write_adapter(family, result, out_dir, name, dtype, formats)
+            elif isinstance(result, Hypernetwork):
+                write_hypernetwork(result, out_dir / "hypernetwork", name, dtype)
+        if words and set(formats) != {"Merged"}:
+            write_words(family, words, out_dir / "embeddings", dtype, pickled="Automatic1111" in formats)
+        _write_models(family, results, words, out_dir, name, dtype, formats)
+    except ValueError as error:
+        raise ConfigurationError(f"output.formats: {error}; leave out one of {', '.join(formats)}") from error
+    places = [out_dir / place for place in ("lora", "embeddings", "hypernetwork", "pipeline")]
+    files = [path for place in places for path in place.rglob("*") if path.is_file()]
+    single = out_dir / f"{name}.safetensors"
+    return sorted([*files, single] if single.is_file() else files)
+
+
+def _write_adapter(
+    family: Family, result: AdapterWeights, out_dir: Path, name: str, dtype: Dtype, formats: Sequence[str]
+) -> None:
+    folder = out_dir / "lora"
+    if "Diffusers" in formats:
+        tensors = plain_all(diffusers_tensors(family, result), dtype)
+        write_tensors(folder / "pytorch_lora_weights.safetensors", tensors, diffusers_metadata(result))
+    if "Kohya" in formats:
+        tensors = plain_all(kohya_tensors(family, result), dtype)
+        write_tensors(folder / f"{name}.safetensors", tensors, kohya_metadata(family, result, name))
+
+
+def _write_models(
+    family: Family,
+    results: Sequence[Result],
+    words: Words,
+    out_dir: Path,
+    name: str,
+    dtype: Dtype,
+    formats: Sequence[str],
+) -> None:
+    """Whole models: with trained parts in them, or with an adapter folded in."""
+    whole = any(isinstance(result, WholeParts) for result in results)
+    as_pipeline = "Merged" in formats or (whole and "Diffusers" in formats)
+    if not as_pipeline and "SingleFile" not in formats:
+        return
+    adapter = next((result for result in results if isinstance(result, AdapterWeights)), None)
+    parts = plain_parts(family, adapter, dtype)
+    if "SingleFile" in formats:
+        write_single_file(family, parts, out_dir / f"{name}.safetensors", name)
+    if as_pipeline:
+        # last: it puts the words into the parts
+        write_pipeline(family, parts, words, out_dir / "pipeline")
