@@ -14,6 +14,7 @@ from finetune_api import TrainingRun
 
 from finetune_trainer.checkpoints import Checkpoints, TrainingState
 from finetune_trainer.data.pictures import PictureSet
+from finetune_trainer.data.report import DataReport
 from finetune_trainer.engines import make_engine
 from finetune_trainer.errors import ConfigurationError, RunError
 from finetune_trainer.families.base import Family
@@ -43,6 +44,8 @@ class TrainOutcome:
     resumed_from_step: int | None
     saved_step: int
     """Step of the newest checkpoint that another attempt can go on from; 0 without."""
+    data: DataReport
+    """On what was trained on."""
 
 
 def train(
@@ -153,6 +156,7 @@ def train(
         methods,
         resumed_from,
         saved_step,
+        samples.report,
     )
 
 
