@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 from finetune_api import TrainingRun
 from finetune_api.methods import MethodSpec, TokenSpec
+from torch import Tensor
 
 from finetune_trainer.errors import DataError
+from finetune_trainer.exports.readers import read_adapter, read_hypernetwork, read_words
 from finetune_trainer.families import Family, load_family
 from finetune_trainer.generation.sources import Fetched
 from finetune_trainer.methods import AdapterWeights, Hypernetwork, Method, NewWords, Result, make_methods
@@ -60,8 +65,6 @@ def _from_scratch(tokens: tuple[TokenSpec, ...]) -> tuple[TokenSpec, ...]:
 
 def _read(method: Method, fetched: Fetched, family: Family) -> Result:
     """The file with what `method` was trained to, by the kind of what it holds."""
-    from finetune_trainer.exports.readers import read_adapter, read_hypernetwork, read_words
-
     assert fetched.results is not None
     weights, empty = fetched.results.weights(), method.result()
     if isinstance(empty, AdapterWeights) and weights.adapter is not None:
@@ -69,6 +72,15 @@ def _read(method: Method, fetched: Fetched, family: Family) -> Result:
     if isinstance(empty, Hypernetwork) and weights.hypernetwork is not None:
         return read_hypernetwork(fetched.weights[weights.hypernetwork.path])
     if isinstance(empty, NewWords) and weights.words:
-        read = [read_words(fetched.weights[file.path]) for file in weights.words]
-        return NewWords({word: vectors for words in read for word, vectors in words.items()})
+        return NewWords(_words([fetched.weights[file.path] for file in weights.words], family))
     raise DataError(f"RESULT is {fetched.uri}, which lacks a file of what was trained; train anew with --overwrite")
+
+
+def _words(files: Sequence[Path], family: Family) -> dict[str, dict[str, Tensor]]:
+    """Word → text encoder → vectors. Files for models with one text encoder do not name it."""
+    only = family.text_encoders[0]
+    return {
+        word or file.stem: {part or only: rows for part, rows in parts.items()}
+        for file in files
+        for word, parts in read_words(file).items()
+    }
