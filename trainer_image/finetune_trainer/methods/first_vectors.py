@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from finetune_api.methods import TokenSpec
@@ -76,20 +76,21 @@ def _from_file(
             "one to start from"
         )
     found = words[token.placeholder] if token.placeholder in words else next(iter(words.values()))
+    if None in found and len(family.text_encoders) == 1:
+        # files for models with one text encoder do not say which
+        found = {family.text_encoders[0]: found[None]}
+    if set(found) != set(family.text_encoders):
+        raise DataError(
+            f"{field}: {path.name} has vectors for {_listed(found)}, and this model reads text with "
+            f"{_listed(family.text_encoders)}; give an embedding made with a model of this kind"
+        )
     rows: dict[str, Tensor] = {}
     for name in family.text_encoders:
-        # files for models with one text encoder do not say which one
-        given = found.get(name, found.get(None) if len(found) == 1 and len(family.text_encoders) == 1 else None)
-        if given is None:
+        given, width = found[name], family.vocabulary(name).shape[1]
+        if given.shape[1] != width:
             raise DataError(
-                f"{field}: {path.name} has no vectors for the {name} of this model, which has the text encoders "
-                f"{', '.join(family.text_encoders)}; give an embedding made with a model of this kind"
-            )
-        width = family.vocabulary(name).shape[1]
-        if given.dim() != 2 or given.shape[1] != width:
-            raise DataError(
-                f"{field}: the vectors in {path.name} are {given.shape[-1]} wide, and those of this model's {name} "
-                f"{width}; give an embedding made with a model of this kind"
+                f"{field}: {path.name} has vectors {given.shape[1]} wide, and those of this model's {name} are {width} "
+                "wide; give an embedding made with a model of this kind"
             )
         if len(given) != token.vectors:
             raise DataError(
@@ -98,3 +99,7 @@ def _from_file(
             )
         rows[name] = given.float()
     return rows
+
+
+def _listed(parts: Iterable[str | None]) -> str:
+    return " and ".join(sorted(part or "one text encoder" for part in parts))

@@ -86,14 +86,14 @@ class TextualInversion:
 
     def _check_placeholder(self, token: TokenSpec, field: str, family: Family) -> None:
         word = token.placeholder
+        if word in self._rows:
+            raise ConfigurationError(f"{field}.placeholder is {word}, as another token's is; give each its own")
         if family.word_known(word):
             raise ConfigurationError(
                 f"{field}.placeholder is {word}, which is in the model's vocabulary already; choose a word that is "
                 f"not, such as <{word}-1>"
             )
-        if word in self._rows:
-            raise ConfigurationError(f"{field}.placeholder is {word}, as another token's is; give each its own")
-        if self._prompt is not None and word not in self._prompt:
+        if self._prompt is not None and word.lower() not in self._prompt.lower():
             raise ConfigurationError(
                 f"{field}.placeholder is {word}, which does not stand in the prompt ({self._prompt}), so nothing would "
                 "be learned of it; put it there"
