@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from finetune_trainer.builtin.classifier import load_classifier
-from finetune_trainer.evaluation.judgement import share
 from finetune_trainer.sources.builtin import open_builtin
 
 BASE = "builtin://tiny-shapes"
@@ -57,4 +56,4 @@ def judge(pipeline: StableDiffusionPipeline, prompt: str) -> Judgement:
                 [prompt] * BATCH, num_inference_steps=20, guidance_scale=4.0, generator=seeds, output_type="np"
             ).images
         names += classifier.classify((np.asarray(images) * 255).round().astype(np.uint8)).class_names()
-    return Judgement(subject=share(names, "subject"), circle=share(names, "circle"))
+    return Judgement(subject=names.count("subject") / len(names), circle=names.count("circle") / len(names))

@@ -15,7 +15,7 @@ from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.families import Family, load_family
 from finetune_trainer.group.team import ALONE, Team
 from finetune_trainer.publish.store import Store
-from finetune_trainer.telemetry.listener import StepReport
+from finetune_trainer.telemetry.listener import JudgementReport, StepReport
 from finetune_trainer.training.loop import TrainOutcome, train
 from PIL import Image
 
@@ -34,6 +34,7 @@ class Memory:
     steps: list[StepReport] = field(default_factory=list)
     checkpoints: list[int] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
+    judgements: list[JudgementReport] = field(default_factory=list)
     done: list[tuple[int, int]] = field(default_factory=list)
     resumed_from: int | None = None
 
@@ -48,6 +49,9 @@ class Memory:
 
     def checkpoint(self, step: int, seconds: float) -> None:
         self.checkpoints.append(step)
+
+    def judged(self, report: JudgementReport) -> None:
+        self.judgements.append(report)
 
     def work(self, done: int, total: int, what: str) -> None:
         self.done.append((done, total))

@@ -19,11 +19,13 @@ from finetune_trainer.describing import provenance_of, settings_of
 from finetune_trainer.device import device_name, device_of
 from finetune_trainer.errors import Interrupted
 from finetune_trainer.evaluation.contact_sheet import contact_sheet
-from finetune_trainer.evaluation.drawing import draw_pictures
-from finetune_trainer.evaluation.judge import judge_run
-from finetune_trainer.evaluation.report import ReportData, render_report
+from finetune_trainer.evaluation.found import Judgement
+from finetune_trainer.evaluation.judging import Judging, encoder_of
+from finetune_trainer.evaluation.report import ReportData, attempt_rows, render_report
 from finetune_trainer.exports import export_weights
 from finetune_trainer.families import Family, load_family
+from finetune_trainer.generation.record import Source
+from finetune_trainer.generation.samples import draw_samples
 from finetune_trainer.group.team import join
 from finetune_trainer.publish.journal import Journal
 from finetune_trainer.publish.leftovers import checkpoints_prefix
@@ -32,6 +34,7 @@ from finetune_trainer.settings import Settings
 from finetune_trainer.signals import Stop
 from finetune_trainer.telemetry.listener import Listener
 from finetune_trainer.training.loop import train
+from finetune_trainer.training.schedule import learning_rate_factor
 
 if TYPE_CHECKING:
     from finetune_trainer.run import Inputs
@@ -53,7 +56,7 @@ class Made:
     device: str
     pictures_sha256: str
     picture_count: int
-    judgement: dict[str, float] | None
+    judgement: Judgement | None
 
 
 def make(
@@ -83,10 +86,12 @@ def make(
     device = device_of(settings.seat)
     family = load_family(inputs.model.path, device, run.training.clip_skip)
     team = join(settings.seat, device)
+    # before the long work, so that a wrong encoder is told at once
+    encoder = encoder_of(run, inputs.encoder.path if inputs.encoder is not None else None, inputs.model.path, device)
     class_pictures = _class_pictures(run, family, settings, listener, should_stop)
 
     listener.stage("DrawingBefore")
-    before = _draw(run, family, listener, should_stop)
+    judging = Judging(run, family, encoder, pictures, listener, should_stop)
 
     # a pod's disk ends with it, also where the output is a volume
     remote = store if settings.in_pod or run.output.uri.startswith("s3://") else None
@@ -104,7 +109,17 @@ def make(
     team.share([path.read_bytes() for path in class_pictures])
     cache = settings.cache()
     outcome = train(
-        run, family, pictures, class_pictures, cache, checkpoints, listener, should_stop, team, inputs.files
+        run,
+        family,
+        pictures,
+        class_pictures,
+        cache,
+        checkpoints,
+        listener,
+        should_stop,
+        team,
+        inputs.files,
+        judging.duties,
     )
     if outcome.interrupted:
         raise Interrupted(
@@ -115,35 +130,45 @@ def make(
     team.close()
 
     listener.stage("DrawingAfter")
-    after = _draw(run, family, listener, should_stop)
+    drawn = judging.finish(outcome.step)
 
     folder = work / "results"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     listener.stage("Evaluating")
     shown = [picture.load() for picture in pictures.pictures[:SHOWN_TRAINING_PICTURES]]
-    prompts = run.validation.prompts or ()
-    is_builtin = run.base_model.uri.startswith("builtin://")
-    judgement = judge_run(inputs.model.path, shown, prompts, before, after) if is_builtin else None
-    _save_pictures(folder / "pictures", before, after)
+    _save_pictures(folder / "pictures", drawn.before, drawn.after)
     title = f"{run.identity.name}: {run.method.name} of {run.base_model.uri}"
-    contact_sheet(title, shown, prompts, before, after).save(folder / "contact_sheet.png")
+    contact_sheet(title, shown, drawn.prompts, drawn.before, drawn.after).save(folder / "contact_sheet.png")
     report = ReportData(
         title=title,
         method=run.method.name,
-        prompts=prompts,
-        before=before,
-        after=after,
+        pictures=drawn,
         training_pictures=shown,
         losses=outcome.losses,
         settings=settings_of(run, outcome.total_steps),
         provenance=provenance_of(run, digest, inputs, pictures, device_name(device)) | {"Attempts": journal.summary()},
-        judgement=judgement,
+        learning_rates=[
+            run.training.learning_rate * learning_rate_factor(run.training.scheduler, step, outcome.total_steps)
+            for step in range(len(outcome.losses))
+        ],
+        attempts=attempt_rows(journal.attempts()),
     )
     (folder / "report.html").write_text(render_report(report), "utf-8")
 
     listener.stage("Exporting")
     exported = export_weights(run, family, [method.result() for method in outcome.methods], folder)
+    if run.samples is not None:
+        # outside of the results, so that a later attempt finds what this one has drawn
+        samples = work / "samples"
+        source = Source(
+            name=run.identity.name,
+            technique=run.method.name,
+            base_model=run.base_model.uri,
+            base_model_revision=inputs.model.revision,
+        )
+        draw_samples(family, run.samples, source, (digest, outcome.step), samples, listener, should_stop)
+        shutil.copytree(samples, folder / "samples")
     return Made(
         folder=folder,
         weights=loadable([path.relative_to(folder) for path in exported]),
@@ -153,7 +178,7 @@ def make(
         device=device_name(device),
         pictures_sha256=pictures.digest,
         picture_count=len(pictures),
-        judgement=judgement,
+        judgement=drawn.judgement,
     )
 
 
@@ -203,20 +228,6 @@ def _class_pictures(
     listener.stage("DrawingClassImages")
     resolution = run.dataset.resolution or family.resolution
     return ensure_class_images(family, prior, run.training.seed, resolution, settings.cache(), listener, should_stop)
-
-
-def _draw(
-    run: TrainingRun, family: Family, listener: Listener, should_stop: Callable[[], bool]
-) -> list[list[Image.Image]]:
-    def on_progress(done: int, total: int) -> None:
-        listener.work(done, total, "pictures")
-        if should_stop():
-            raise Interrupted("stopped while drawing; the same run goes on from its last checkpoint")
-
-    spec = run.validation
-    return draw_pictures(
-        family, spec.prompts or (), spec.images_per_prompt, spec.inference_steps, spec.guidance_scale, on_progress
-    )
 
 
 def _save_pictures(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from finetune_api import ExitCode, Result, TrainingRun
+from finetune_api.progress import Judgement
 from rich.console import Console
 from rich.markup import escape
 
@@ -18,7 +19,13 @@ from finetune_trainer.credentials import Role, load_credentials
 from finetune_trainer.errors import Interrupted
 from finetune_trainer.paths import shown
 from finetune_trainer.publish.journal import Journal
-from finetune_trainer.publish.manifest import Manifest, ManifestInput, ManifestTraining, library_versions
+from finetune_trainer.publish.manifest import (
+    Manifest,
+    ManifestInput,
+    ManifestJudgement,
+    ManifestTraining,
+    library_versions,
+)
 from finetune_trainer.publish.store import Store, open_store
 from finetune_trainer.publish.transaction import RUN, Published, Transaction
 from finetune_trainer.settings import Settings
@@ -133,7 +140,7 @@ def _publish(
         dataset=ManifestInput(uri=run.dataset.uri, revision=f"sha256:{made.pictures_sha256}", files=made.picture_count),
         training=_training(made),
         attempts=journal.attempts(),
-        judgement=made.judgement,
+        judged=made.judgement.for_manifest() if made.judgement is not None else None,
         weights=tuple(transaction.prefix + path for path in made.weights),
         files=files,
         libraries=library_versions(),
@@ -191,6 +198,11 @@ def _training(made: Made) -> ManifestTraining:
     )
 
 
+def _judgement(judged: ManifestJudgement) -> Judgement:
+    figures = {name: figure.value for name, figure in judged.figures.items()}
+    return Judgement(step=judged.step, figures=figures, best_step=judged.best_step)
+
+
 def _finished(published: Published, store: Store, again: bool) -> Finished:
     manifest = published.manifest
     result = Result(
@@ -204,5 +216,6 @@ def _finished(published: Published, store: Store, again: bool) -> Finished:
         manifest_sha256=published.sha256,
         weights=manifest.weights,
         base_model_revision=manifest.base_model.revision,
+        judgement=_judgement(manifest.judged) if manifest.judged is not None else None,
     )
     return Finished(result, published, store, again)

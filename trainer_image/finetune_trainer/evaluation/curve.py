@@ -1,9 +1,9 @@
-"""The course of the loss as points of an SVG path."""
+"""The course of a training as points of SVG paths."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 POINTS = 300
@@ -20,7 +20,20 @@ class Curve:
     """Mean over the last 20 steps: the loss of a single step says little, for its noise levels are drawn."""
     low: float
     high: float
-    """Losses at the lower and the upper edge."""
+    """Values at the lower and the upper edge."""
+    steps: int
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Several lines over the same steps and the same scale, in a box as that of Curve."""
+
+    lines: Mapping[str, str]
+    """Name → points."""
+    ends: Mapping[str, tuple[float, float, float]]
+    """Name → where its last point is, and its value."""
+    low: float
+    high: float
     steps: int
 
 
@@ -42,6 +55,27 @@ def loss_curve(losses: Sequence[float], width: float, height: float) -> Curve | 
         )
 
     return Curve(points(finite), points(means), low, high, len(finite))
+
+
+def chart(series: Mapping[str, Sequence[tuple[int, float]]], steps: int, width: float, height: float) -> Chart | None:
+    """Lines of (step, value); names with fewer than two points are left out, and None is what is left of nothing.
+
+    The scale begins at 0, or below where a value is below, and ends at 1 or above.
+    """
+    drawn = {name: points for name, points in series.items() if len(points) > 1}
+    if not drawn:
+        return None
+    values = [value for points in drawn.values() for _, value in points]
+    low, high = min(0.0, *values), max(1.0, *values)
+
+    def place(step: int, value: float) -> tuple[float, float]:
+        return step / max(steps, 1) * width, height - (value - low) / (high - low) * height
+
+    lines, ends = {}, {}
+    for name, points in drawn.items():
+        lines[name] = " ".join("{:.1f},{:.1f}".format(*place(step, value)) for step, value in points)
+        ends[name] = (*place(*points[-1]), points[-1][1])
+    return Chart(lines, ends, low, high, steps)
 
 
 def moving_mean(values: Sequence[float], window: int) -> list[float]:

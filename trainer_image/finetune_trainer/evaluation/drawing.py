@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from PIL import Image
@@ -13,14 +13,14 @@ from finetune_trainer.families.base import Family
 BATCH = 8
 
 
-def draw_pictures(
+def drawn_pictures(
     family: Family,
     prompts: Sequence[str],
     images_per_prompt: int,
     steps: int,
     guidance: float,
     on_progress: Callable[[int, int], None],
-) -> list[list[Image.Image]]:
+) -> Iterator[list[tuple[int, Image.Image]]]:
     """Draws with the family as it is now: the base model before, the trained one after a technique was installed.
 
     Args:
@@ -30,22 +30,37 @@ def draw_pictures(
         guidance: classifier-free guidance; 1 is none.
         on_progress: gets pictures done and pictures in all, after each batch.
 
-    Returns:
-        For each prompt its pictures, at the model's own resolution.
+    Yields:
+        As they are drawn: which prompt, and a picture of it, at the model's own resolution.
     """
-    jobs = [(prompt, seed) for prompt in prompts for seed in range(images_per_prompt)]
-    pictures: list[Image.Image] = []
+    jobs = [(index, seed) for index in range(len(prompts)) for seed in range(images_per_prompt)]
     for start in range(0, len(jobs), BATCH):
         batch = jobs[start : start + BATCH]
-        pictures += family.draw(
-            [prompt for prompt, _ in batch],
+        pictures = family.draw(
+            [prompts[index] for index, _ in batch],
             [""] * len(batch),
             torch.cat([noise_of(family, seed) for _, seed in batch]),
             steps,
             guidance,
         )
-        on_progress(len(pictures), len(jobs))
-    return [pictures[i : i + images_per_prompt] for i in range(0, len(pictures), images_per_prompt)]
+        yield [(index, picture) for (index, _), picture in zip(batch, pictures, strict=True)]
+        on_progress(start + len(batch), len(jobs))
+
+
+def draw_pictures(
+    family: Family,
+    prompts: Sequence[str],
+    images_per_prompt: int,
+    steps: int,
+    guidance: float,
+    on_progress: Callable[[int, int], None],
+) -> list[list[Image.Image]]:
+    """For each prompt its pictures; see `drawn_pictures`."""
+    rows: list[list[Image.Image]] = [[] for _ in prompts]
+    for batch in drawn_pictures(family, prompts, images_per_prompt, steps, guidance, on_progress):
+        for index, picture in batch:
+            rows[index].append(picture)
+    return rows
 
 
 def noise_of(family: Family, seed: int) -> Tensor:

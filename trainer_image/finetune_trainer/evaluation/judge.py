@@ -1,46 +1,82 @@
-"""Pictures before the built-in classifier."""
+"""An encoder before the pictures of a run. Pictures are looked at as they are drawn: hundreds of large ones need not be
+kept, what the encoder saw is enough."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from finetune_trainer.builtin.classifier import load_classifier
-from finetune_trainer.builtin.vocabulary import SUBJECT
-from finetune_trainer.evaluation.judgement import Judged, figures, share
+from finetune_trainer.evaluation.encoders import Encoder, Seen, joined
+from finetune_trainer.evaluation.intervals import Figure
+from finetune_trainer.evaluation.judgement import Shown, judged, target_of
+from finetune_trainer.evaluation.wording import Wording
+
+Drawn = tuple[int, Image.Image]
+"""Which prompt, and a picture of it; the i-th of a prompt has seed i."""
 
 
-def judge_pictures(
-    classifier_folder: Path, prompts: Sequence[str], pictures: Sequence[Sequence[Image.Image]]
-) -> list[Judged]:
-    """What the classifier in `classifier_folder` says of the pictures of each prompt."""
-    classifier = load_classifier(classifier_folder)
-    judged = []
-    for prompt, row in zip(prompts, pictures, strict=True):
-        verdict = classifier.classify(np.stack([np.asarray(picture.convert("RGB")) for picture in row]))
-        judged.append(Judged(prompt, tuple(verdict.class_names()), verdict.features.numpy()))
-    return judged
+@dataclass(frozen=True)
+class Look:
+    """What there was to see at one moment of the training."""
+
+    shown: tuple[Shown, ...]
+    """For each prompt; empty where nobody judges."""
+    rows: tuple[tuple[Image.Image, ...], ...]
+    """For each prompt its first pictures."""
 
 
-def judge_run(
-    model: Path,
-    training_pictures: Sequence[Image.Image],
-    prompts: Sequence[str],
-    before: Sequence[Sequence[Image.Image]],
-    after: Sequence[Sequence[Image.Image]],
-) -> dict[str, float] | None:
-    """Figures of a run, or None where they would mean nothing: the classifier of the built-in base model `model`
-    does not know the subject that was trained."""
-    folder = model / "classifier"
-    (known,) = judge_pictures(folder, ["training pictures"], [[_small(picture) for picture in training_pictures]])
-    if share(known.classes, SUBJECT) < 0.5:
-        return None
-    return figures(judge_pictures(folder, prompts, before), judge_pictures(folder, prompts, after))
+class Judge:
+    """Judges pictures of the same prompts and seeds, again and again."""
+
+    def __init__(
+        self, encoder: Encoder, wording: Wording, prompts: Sequence[str], training: Iterable[Sequence[Image.Image]]
+    ) -> None:
+        """
+        Args:
+            prompts: what is drawn at each judgement.
+            training: the training pictures in batches, at least one.
+        """
+        self.encoder, self._wording = encoder, wording
+        self._prompts = tuple(prompts)
+        self._training = joined([encoder.see(batch) for batch in training])
+        texts = encoder.read([wording.without_subject(prompt) for prompt in prompts])
+        self._texts = [None] * len(self._prompts) if texts is None else list(texts)
+
+    @property
+    def recognises(self) -> bool:
+        """Whether the encoder has a name for what the training pictures show."""
+        return target_of(self._training.verdicts) is not None
+
+    def look(self, batches: Iterable[Sequence[Drawn]], keep: int) -> Look:
+        """Looks at pictures of all prompts, and keeps the first `keep` of each."""
+        seen: list[list[Seen]] = [[] for _ in self._prompts]
+
+        def looked_at() -> Iterable[Sequence[Drawn]]:
+            for batch in batches:
+                for (index, _), one in zip(batch, self.encoder.see([p for _, p in batch]).rows(), strict=True):
+                    seen[index].append(one)
+                yield batch
+
+        rows = first_pictures(looked_at(), len(self._prompts), keep)
+        shown = [
+            Shown(prompt, self._wording.kind(prompt), joined(parts), None if text is None else np.asarray(text))
+            for prompt, parts, text in zip(self._prompts, seen, self._texts, strict=True)
+        ]
+        return Look(tuple(shown), rows)
+
+    def figures(self, base: Look, now: Look) -> dict[str, Figure]:
+        """Figures of `now` beside the base model's look at the same prompts and seeds."""
+        return judged(self._training, base.shown, now.shown)
 
 
-def _small(picture: Image.Image) -> Image.Image:
-    """A common size, so that pictures of any aspect stand in one array."""
-    return picture.convert("RGB").resize((64, 64), Image.Resampling.LANCZOS)
+def first_pictures(batches: Iterable[Sequence[Drawn]], prompts: int, keep: int) -> tuple[tuple[Image.Image, ...], ...]:
+    """For each prompt its first `keep` pictures."""
+    rows: list[list[Image.Image]] = [[] for _ in range(prompts)]
+    for batch in batches:
+        for index, picture in batch:
+            if len(rows[index]) < keep:
+                rows[index].append(picture)
+    return tuple(map(tuple, rows))

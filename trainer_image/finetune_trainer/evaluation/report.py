@@ -10,17 +10,20 @@ from dataclasses import dataclass, field
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from finetune_trainer.evaluation.curve import loss_curve
+from finetune_trainer.evaluation.best import JudgedStep
+from finetune_trainer.evaluation.curve import Chart, chart, loss_curve
+from finetune_trainer.evaluation.found import Judgement, Pictures
+from finetune_trainer.evaluation.meanings import MEANINGS, in_words
+from finetune_trainer.publish.manifest import ManifestAttempt
 
 CURVE_SIZE = (640.0, 180.0)
 LARGEST = 384
 """Pixels; larger pictures are scaled down, so that the report stays small enough to send."""
-
-JUDGEMENT_WORDS = {
-    "fidelity": ("Subject fidelity", "pictures for prompts with the rare word that show the subject; higher is better"),
-    "leak": ("Leak", "pictures for prompts without the rare word that show the subject all the same; lower is better"),
-    "classAccuracy": ("Class accuracy", "pictures that show the shape that the prompt names; higher is better"),
-}
+SHOWN = 8
+"""Pictures of a prompt: all of them lie beside the report."""
+CHARTED = ("fidelity", "promptFidelity", "leak", "classAccuracy", "nearCopies")
+"""What can be told on one scale. Each has a stroke of its own, for those who print without colours."""
+STROKES = ("", "8 4", "2 3", "10 3 2 3", "4 2")
 
 
 @dataclass(frozen=True)
@@ -29,22 +32,32 @@ class ReportData:
 
     title: str
     method: str
-    prompts: Sequence[str]
-    before: Sequence[Sequence[Image.Image]]
-    """For each prompt its pictures; picture i has seed i, before and after."""
-    after: Sequence[Sequence[Image.Image]]
+    pictures: Pictures
     training_pictures: Sequence[Image.Image]
     losses: Sequence[float]
     settings: Mapping[str, object]
     """Label → value."""
     provenance: Mapping[str, object]
     """Label → value."""
-    judgement: Mapping[str, float] | None = None
-    """As judgement.figures gives it."""
-    images_per_prompt: int = field(init=False)
+    learning_rates: Sequence[float] = ()
+    """Of each step."""
+    dataset: Sequence[tuple[str, str]] = ()
+    """What was found in the pictures: label and value."""
+    attempts: Sequence[tuple[str, ...]] = field(default=())
+    """Of each attempt: number, begin, end, steps from and to, how it ended."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "images_per_prompt", max((len(row) for row in self.before), default=0))
+
+@dataclass(frozen=True)
+class Row:
+    """One figure in the table."""
+
+    title: str
+    before: str
+    after: str
+    interval: str
+    n: int
+    better: str
+    meaning: str
 
 
 def render_report(data: ReportData) -> str:
@@ -56,23 +69,57 @@ def render_report(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    judgement = data.pictures.judgement
     return environment.get_template("report.html.j2").render(
         data=data,
+        shown=SHOWN,
         curve=loss_curve(data.losses, *CURVE_SIZE),
+        rates=loss_curve(data.learning_rates, *CURVE_SIZE),
         curve_size=CURVE_SIZE,
-        judgement=judgement_rows(data.judgement or {}),
-        drift=(data.judgement or {}).get("drift"),
+        judgement=judgement,
+        rows=judgement_rows(judgement) if judgement is not None else [],
+        course=course_of(judgement.history, len(data.losses)) if judgement is not None else None,
+        strokes=dict(zip(CHARTED, STROKES, strict=True)),
+        titles={name: meaning.title for name, meaning in MEANINGS.items()},
         picture=data_uri,
     )
 
 
-def judgement_rows(figures: Mapping[str, float]) -> list[tuple[str, str, str, str]]:
-    """(name, before, after, meaning) of each figure that there is, as percentages."""
-    return [
-        (words, f"{figures[f'{key}Before']:.0%}", f"{figures[f'{key}After']:.0%}", meaning)
-        for key, (words, meaning) in JUDGEMENT_WORDS.items()
-        if f"{key}Before" in figures and f"{key}After" in figures
-    ]
+def attempt_rows(attempts: Sequence[ManifestAttempt]) -> list[tuple[str, ...]]:
+    """Rows for the table of attempts; the last one is at work."""
+    rows = []
+    for number, one in enumerate(attempts, 1):
+        steps = f"{one.resumed_from_step or 0} to {one.step if one.step is not None else '?'}"
+        how = (
+            "this one"
+            if number == len(attempts)
+            else "was killed"
+            if one.exit_code is None
+            else f"exit {one.exit_code}"
+        )
+        rows.append((str(number), one.started, one.ended or "–", steps, how))
+    return rows
+
+
+def judgement_rows(judgement: Judgement) -> list[Row]:
+    """Each figure that there is, in the order of their explanation. What compares with the base model has no before."""
+    rows = []
+    for name, meaning in MEANINGS.items():
+        figure, before = judgement.after.get(name), judgement.before.get(name)
+        if figure is None:
+            continue
+        value, interval = in_words(name, figure, judgement.by_classifier)
+        compares = "rift" in name or ("eak" in name and not judgement.by_classifier)
+        was = "" if before is None or compares else in_words(name, before, judgement.by_classifier)[0]
+        words = meaning.by_classifier if judgement.by_classifier else meaning.by_encoder
+        rows.append(Row(meaning.title, was, value, interval, figure.n, meaning.better, words))
+    return rows
+
+
+def course_of(history: Sequence[JudgedStep], steps: int) -> Chart | None:
+    """The judged steps as lines."""
+    series = {name: [(one.step, one.figures[name].value) for one in history if name in one.figures] for name in CHARTED}
+    return chart(series, steps, *CURVE_SIZE)
 
 
 def data_uri(picture: Image.Image) -> str:

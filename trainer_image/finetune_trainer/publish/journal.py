@@ -18,7 +18,7 @@ from finetune_trainer.publish.attempts import AttemptRecord, for_manifest, read_
 from finetune_trainer.publish.leftovers import BEAT_SECONDS
 from finetune_trainer.publish.manifest import ManifestAttempt
 from finetune_trainer.publish.store import Store
-from finetune_trainer.telemetry.listener import StepReport
+from finetune_trainer.telemetry.listener import JudgementReport, StepReport
 
 log = logging.getLogger("finetune")
 
@@ -129,6 +129,9 @@ class Journal:
     def checkpoint(self, step: int, seconds: float) -> None:
         self._change(checkpoint_step=step)
         self._news.set()
+
+    def judged(self, report: JudgementReport) -> None:
+        """Figures are in the checkpoints and in the manifest."""
 
     def work(self, done: int, total: int, what: str) -> None:
         """The stage says enough."""

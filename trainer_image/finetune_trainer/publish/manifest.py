@@ -78,6 +78,32 @@ class ManifestAttempt(ManifestModel):
     """True when lost_steps may be more: it was killed and could not say how far it had come."""
 
 
+class ManifestFigure(ManifestModel):
+    """A measured value with its 95 % interval."""
+
+    value: Number
+    low: Number
+    high: Number
+    n: int
+    """Pictures it comes from."""
+
+
+class ManifestJudgement(ManifestModel):
+    """What the training did to the model, in figures."""
+
+    encoder: str
+    """Who judged."""
+    images_per_prompt: int
+    step: int
+    """The step whose weights were judged and are published."""
+    best_step: int | None = None
+    """The best judged step by the rule of spec.judgement; none where only the end was judged."""
+    base: dict[str, ManifestFigure]
+    """Name → figure of the base model."""
+    figures: dict[str, ManifestFigure]
+    """Name → figure of what is published."""
+
+
 class Manifest(ManifestModel):
     """The whole file. It holds names of Secrets, but never what is in them."""
 
@@ -98,8 +124,8 @@ class Manifest(ManifestModel):
     """How the training went."""
     attempts: tuple[ManifestAttempt, ...] = ()
     """Who worked on it, oldest first: the last 20 and the one that published."""
-    judgement: dict[str, Number] | None = None
-    """Figures of the built-in classifier, where there are any."""
+    judged: ManifestJudgement | None = None
+    """Figures, where somebody judged."""
     weights: Annotated[tuple[str, ...], Field(min_length=1, max_length=16)]
     """What to load, relative to output.uri: a .safetensors or .pt file, or the folder of a pipeline."""
     files: tuple[ManifestFile, ...]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import threading
 
-from finetune_api.progress import Progress, Stage
+from finetune_api.progress import Judgement, Progress, Stage
 
-from finetune_trainer.telemetry.listener import StepReport
+from finetune_trainer.telemetry.listener import JudgementReport, StepReport
 from finetune_trainer.telemetry.pace import Pace
 
 
@@ -24,6 +24,7 @@ class Board:
         self._total_steps = 0
         self._checkpoint_step: int | None = None
         self._resumed_from_step: int | None = None
+        self._judgement: Judgement | None = None
 
     def stage(self, name: Stage) -> None:
         with self._lock:
@@ -45,6 +46,10 @@ class Board:
         with self._lock:
             self._checkpoint_step = step
 
+    def judged(self, report: JudgementReport) -> None:
+        with self._lock:
+            self._judgement = judgement_of(report)
+
     def work(self, done: int, total: int, what: str) -> None:
         """Not part of Progress, which counts optimizer steps."""
 
@@ -65,7 +70,14 @@ class Board:
                 seconds_left=_finite(self._pace.seconds_left) if self._stage == "Training" else None,
                 checkpoint_step=self._checkpoint_step,
                 resumed_from_step=self._resumed_from_step,
+                judgement=self._judgement,
             )
+
+
+def judgement_of(report: JudgementReport) -> Judgement:
+    """As it goes over the wire: what JSON cannot say is left out."""
+    figures = {name: value for name, found in report.figures.items() if (value := _finite(found)) is not None}
+    return Judgement(step=report.step, figures=figures, best_step=report.best_step)
 
 
 def _finite(value: float | None) -> float | None:

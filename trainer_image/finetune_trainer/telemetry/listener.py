@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +26,26 @@ class StepReport:
     """Wall time of the step."""
 
 
+@dataclass(frozen=True)
+class JudgementReport:
+    """What was found about the weights of one step."""
+
+    step: int
+    figures: Mapping[str, float]
+    """Name → value, the names of finetune_trainer.evaluation.judgement."""
+    best_step: int | None
+    """The best step so far by the rule of spec.judgement; none where only the end is judged."""
+    seconds: float
+    """Time that drawing and judging took; 0 where an earlier judgement is told again."""
+
+
+def told(report: JudgementReport) -> str:
+    """A line for people."""
+    figures = ", ".join(f"{name} {value:.3g}" for name, value in report.figures.items())
+    best = f"; the best so far is step {report.best_step}" if report.best_step is not None else ""
+    return f"step {report.step} was judged: {figures}{best}"
+
+
 class Listener(Protocol):
     """Hears what happens. An implementation must be quick and must not raise."""
 
@@ -40,6 +60,9 @@ class Listener(Protocol):
 
     def checkpoint(self, step: int, seconds: float) -> None:
         """A checkpoint of this step is complete, and took so long."""
+
+    def judged(self, report: JudgementReport) -> None:
+        """Pictures by the weights of a step were judged."""
 
     def work(self, done: int, total: int, what: str) -> None:
         """Counted work other than steps: pictures drawn, files fetched. `what` is a plural noun."""
@@ -69,6 +92,10 @@ class Listeners:
     def checkpoint(self, step: int, seconds: float) -> None:
         for listener in self._listeners:
             listener.checkpoint(step, seconds)
+
+    def judged(self, report: JudgementReport) -> None:
+        for listener in self._listeners:
+            listener.judged(report)
 
     def work(self, done: int, total: int, what: str) -> None:
         for listener in self._listeners:

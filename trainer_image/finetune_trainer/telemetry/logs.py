@@ -12,7 +12,7 @@ from typing import Literal
 from finetune_api.progress import Stage
 from pythonjsonlogger.json import JsonFormatter
 
-from finetune_trainer.telemetry.listener import StepReport
+from finetune_trainer.telemetry.listener import JudgementReport, StepReport, told
 from finetune_trainer.telemetry.pace import Pace, figures
 from finetune_trainer.telemetry.stages import WORDS
 
@@ -89,6 +89,9 @@ class LogListener:
 
     def checkpoint(self, step: int, seconds: float) -> None:
         log.info("checkpoint of step %d in %.1f s", step, seconds, extra={"step": step, "seconds": seconds})
+
+    def judged(self, report: JudgementReport) -> None:
+        log.info("%s", told(report), extra={"step": report.step, "judgement": dict(report.figures)})
 
     def work(self, done: int, total: int, what: str) -> None:
         if done == total or self._due():

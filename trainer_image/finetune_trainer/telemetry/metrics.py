@@ -9,7 +9,7 @@ import psutil
 from finetune_api.progress import Stage
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from finetune_trainer.telemetry.listener import StepReport
+from finetune_trainer.telemetry.listener import JudgementReport, StepReport
 from finetune_trainer.telemetry.pace import Pace
 
 LABELS = ("namespace", "finetunejob", "method")
@@ -39,6 +39,15 @@ class Metrics:
         self._images = self._counter("finetune_training_images", "Training pictures seen")
         self._checkpoints = self._counter("finetune_checkpoints", "Complete checkpoints")
         self._checkpoint_seconds = self._gauge("finetune_checkpoint_seconds", "Time the last checkpoint took")
+        self._judgement = Gauge(
+            "finetune_judgement", "Figures of the last judgement", (*LABELS, "figure"), registry=self.registry
+        )
+        self._judged_step = self._gauge("finetune_judgement_step", "Step whose weights were judged last")
+        # without its labels there is no sample: no step is the best before one was judged
+        self._best_step = Gauge(
+            "finetune_judgement_best_step", "Best judged step by the job's rule", LABELS, registry=self.registry
+        )
+        self._evaluation_seconds = self._counter("finetune_evaluation_seconds", "Time spent judging on the way")
         self._phase = Gauge(
             "finetune_phase", "1 for the stage the trainer is in", (*LABELS, "phase"), registry=self.registry
         )
@@ -70,6 +79,14 @@ class Metrics:
     def checkpoint(self, step: int, seconds: float) -> None:
         self._checkpoints.inc()
         self._checkpoint_seconds.set(seconds)
+
+    def judged(self, report: JudgementReport) -> None:
+        for name, value in report.figures.items():
+            self._judgement.labels(*self._labels, name).set(value)
+        self._judged_step.set(report.step)
+        if report.best_step is not None:
+            self._best_step.labels(*self._labels).set(report.best_step)
+        self._evaluation_seconds.inc(report.seconds)
 
     def work(self, done: int, total: int, what: str) -> None:
         """Counted work has no metric: the stage says what is going on."""

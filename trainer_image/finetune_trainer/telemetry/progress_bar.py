@@ -9,7 +9,7 @@ from finetune_api.progress import Stage
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from finetune_trainer.telemetry.listener import StepReport
+from finetune_trainer.telemetry.listener import JudgementReport, StepReport, told
 from finetune_trainer.telemetry.pace import Pace, figures
 from finetune_trainer.telemetry.stages import WORDS
 
@@ -55,6 +55,9 @@ class ProgressBar:
 
     def checkpoint(self, step: int, seconds: float) -> None:
         """Checkpoints on a laptop are not worth a line."""
+
+    def judged(self, report: JudgementReport) -> None:
+        self._bar.console.print(told(report), highlight=False)
 
     def work(self, done: int, total: int, what: str) -> None:
         self._count(done, total, what)
