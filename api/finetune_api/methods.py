@@ -90,7 +90,7 @@ class LoraSpec(Model):
     train_text_encoder: bool = False
     """Put matrices into the text encoder too."""
     text_encoder_learning_rate: Rate | None = None
-    """Learning rate of the text encoder's matrices. Default: training.learningRate."""
+    """Learning rate of the text encoder's matrices. Default: a tenth of training.learningRate."""
     prior_preservation: PriorPreservationSpec | None = None
     """Keeps the class from turning into the subject. Default: off."""
     continue_from: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
@@ -112,7 +112,7 @@ class DreamBoothSpec(Model):
     train_text_encoder: bool = False
     """Train the text encoder too."""
     text_encoder_learning_rate: Rate | None = None
-    """Learning rate of the text encoder. Default: training.learningRate."""
+    """Learning rate of the text encoder. Default: a tenth of training.learningRate."""
 
 
 class TextualInversionSpec(Model):
