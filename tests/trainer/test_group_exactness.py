@@ -52,7 +52,7 @@ def update(technique: str, trained: Trained, model: Path) -> torch.Tensor:
     """How far the training moved the weights. A LoRA starts from nothing but its own first values, which it keeps
     most of: its upper halves start at zero, and are all update."""
     if technique == "lora":
-        (data,) = (data for name, data in trained.weights.items() if name.endswith(".safetensors"))
+        (data,) = (data for name, data in trained.weights.items() if name.endswith("pytorch_lora_weights.safetensors"))
         return flat({name: value for name, value in load(data).items() if "lora_B" in name or "lora.up" in name})
     (data,) = (data for name, data in trained.weights.items() if "unet" in name and name.endswith(".safetensors"))
     after = load(data)

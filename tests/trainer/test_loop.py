@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from finetune_api.engine import EngineSpec
-from finetune_api.methods import MethodSpec
 from finetune_trainer.data.samples import Batch
 from finetune_trainer.engines import NonFiniteLoss, make_engine
 from finetune_trainer.errors import ConfigurationError, RunError
 from finetune_trainer.families import Moments
-from finetune_trainer.methods import ParameterGroup, make_methods
+from finetune_trainer.methods import ParameterGroup
 from finetune_trainer.publish.file_store import FileStore
 from support.training import Memory, make_run, train_once
 from torch import Tensor, nn
@@ -102,7 +101,7 @@ def test_a_step_that_diverges_changes_no_weight(bad: float) -> None:
     engine.prepare(module, [group], make_run().training, [batch_of(1.0)])
     engine.step([batch_of(1.0)], 1.0)
     before = engine.state()
-    with pytest.raises(NonFiniteLoss, match=r"the training diverged; use a smaller training\.learningRate"):
+    with pytest.raises(NonFiniteLoss, match=r"^the loss is .* and its gradient "):
         engine.step([batch_of(1.0), batch_of(bad)], 1.0)
     after = engine.state()
     assert after.weights["weight"] == before.weights["weight"] != 2.0
@@ -149,9 +148,6 @@ def test_a_store_that_refuses_does(tiny_sd: Path, pictures: Path, tmp_path: Path
 
 def test_what_is_not_carried_out_is_refused_here_too() -> None:
     """Admission refuses it already; a document written by hand may come another way."""
-    spec = MethodSpec.model_construct(lora=None, dream_booth=None, hypernetwork=None, textual_inversion=object())
-    with pytest.raises(ConfigurationError, match=r"method\.textualInversion is not carried out by this trainer"):
-        make_methods(spec, 0)
     for engine in ({"offload_optimizer": "Cpu"}, {"offload_parameters": "Cpu"}):
         with pytest.raises(ConfigurationError, match="remove offloadOptimizer and offloadParameters"):
             make_engine(EngineSpec().model_copy(update=engine), torch.device("cpu"))

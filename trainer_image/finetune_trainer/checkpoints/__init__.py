@@ -11,6 +11,7 @@ from pathlib import Path
 from finetune_trainer.checkpoints.files import (
     MANIFEST,
     BadCheckpoint,
+    Best,
     TrainingState,
     read_checkpoint,
     read_manifest,
@@ -20,7 +21,7 @@ from finetune_trainer.checkpoints.time_left import Rate, is_time_for
 from finetune_trainer.errors import RunError
 from finetune_trainer.publish.store import Store
 
-__all__ = ["BadCheckpoint", "Checkpoints", "NoTime", "TrainingState"]
+__all__ = ["BadCheckpoint", "Best", "Checkpoints", "NoTime", "TrainingState"]
 
 
 class NoTime(RunError):

@@ -10,16 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from finetune_trainer.engines.average import AverageState
 from finetune_trainer.engines.base import EngineState
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+AVERAGE, BEST = "average.safetensors", "best.safetensors"
+ALWAYS = frozenset((WEIGHTS, OPTIMIZER, STATE))
 
 
 class BadCheckpoint(ValueError):
     """It is incomplete, damaged, or of another run."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The weights that a duty found better than all before."""
+
+    step: int
+    weights: dict[str, Tensor]
+    """CPU tensors; the averaged ones where there are any."""
 
 
 @dataclass(frozen=True)
@@ -33,24 +46,46 @@ class TrainingState:
     """Loss of each step so far."""
     digests: dict[str, str]
     """What it was trained on. A training on other things must not go on from here."""
+    duties: tuple[dict[str, Any], ...] = ()
+    """As training.duties.Roster.state gives them."""
+    best: Best | None = None
+    ended: bool = False
+    """A duty said that more steps would not help."""
 
     @property
     def size(self) -> int:
         """Bytes of all tensors: a checkpoint is hardly larger."""
-        parts = (self.engine.weights, self.engine.optimizer)
-        return sum(tensor.nbytes for part in parts for tensor in part.values())
+        return sum(tensor.nbytes for tensors in self.tensors.values() for tensor in tensors.values())
+
+    @property
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """File → its tensors."""
+        files = {WEIGHTS: self.engine.weights, OPTIMIZER: self.engine.optimizer}
+        if self.engine.average is not None:
+            files[AVERAGE] = self.engine.average.weights
+        if self.best is not None:
+            files[BEST] = self.best.weights
+        return files
 
 
 def write_checkpoint(folder: Path, state: TrainingState, run_digest: str, attempt: str) -> None:
     """Writes `state` into the new folder `folder`, the manifest last."""
     folder.mkdir(parents=True)
-    save_file(state.engine.weights, folder / WEIGHTS)
-    save_file(state.engine.optimizer, folder / OPTIMIZER)
-    rest = {"step": state.step, "losses": state.losses, "digests": state.digests}
+    for name, tensors in state.tensors.items():
+        save_file(tensors, folder / name)
+    rest = {
+        "step": state.step,
+        "losses": state.losses,
+        "digests": state.digests,
+        "duties": state.duties,
+        "ended": state.ended,
+        "averageUpdates": state.engine.average.updates if state.engine.average is not None else None,
+        "bestStep": state.best.step if state.best is not None else None,
+    }
     (folder / STATE).write_text(json.dumps(rest))
     files = {
         name: {"sha256": _sha256(folder / name), "size": (folder / name).stat().st_size}
-        for name in (WEIGHTS, OPTIMIZER, STATE)
+        for name in (*state.tensors, STATE)
     }
     manifest = {"format": FORMAT, "step": state.step, "run": run_digest, "attempt": attempt, "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -61,7 +96,7 @@ def read_manifest(data: bytes, run_digest: str) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(data)
         ours = manifest["format"] == FORMAT and manifest["run"] == run_digest
-        complete = set(manifest["files"]) == {WEIGHTS, OPTIMIZER, STATE}
+        complete = set(manifest["files"]) - {AVERAGE, BEST} == ALWAYS
     except (ValueError, KeyError, TypeError) as error:
         raise BadCheckpoint(f"no manifest: {error}") from error
     if not (ours and complete):
@@ -79,8 +114,14 @@ def read_checkpoint(folder: Path, run_digest: str) -> TrainingState:
     except OSError as error:
         raise BadCheckpoint(str(error)) from error
     rest = json.loads((folder / STATE).read_text())
-    engine = EngineState(load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER))
-    return TrainingState(rest["step"], engine, tuple(rest["losses"]), rest["digests"])
+    average = best = None
+    if AVERAGE in manifest["files"]:
+        average = AverageState(load_file(folder / AVERAGE), rest["averageUpdates"])
+    if BEST in manifest["files"]:
+        best = Best(rest["bestStep"], load_file(folder / BEST))
+    engine = EngineState(load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER), average)
+    losses, duties = tuple(rest["losses"]), tuple(rest["duties"])
+    return TrainingState(rest["step"], engine, losses, rest["digests"], duties, best, rest["ended"])
 
 
 def _sha256(path: Path) -> str:

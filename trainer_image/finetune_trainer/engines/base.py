@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,12 +11,16 @@ from finetune_api.training_run import ResolvedTraining
 from torch import Tensor, nn
 
 from finetune_trainer.data.samples import Batch
-from finetune_trainer.errors import RunError
+from finetune_trainer.engines.average import AverageState
+from finetune_trainer.errors import ConfigurationError
 from finetune_trainer.methods.base import ParameterGroup
 
 
-class NonFiniteLoss(RunError):
-    """The loss or the gradient became infinite or NaN; no weight was changed by that step."""
+class NonFiniteLoss(ConfigurationError):
+    """The loss or the gradient became infinite or NaN; no weight was changed by that step.
+
+    Not tried again: all that is drawn is a function of the step, so that another attempt would come to the same step
+    with the same weights and diverge once more."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,8 @@ class StepResult:
     """Loss of the whole optimizer step, before the update."""
     grad_norm: Tensor
     """Length of the gradient before clipping."""
+    learning_rate: float
+    """What the first group's update was multiplied by, with what the optimizer found out itself."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,9 @@ class EngineState:
 
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-    """Parameter's name, a slash, the name of the optimizer's value."""
+    """As engines.optimizers.optimizer_state names it."""
+    average: AverageState | None = None
+    """With training.ema."""
 
 
 class Engine(Protocol):
@@ -44,7 +53,11 @@ class Engine(Protocol):
         self, module: nn.Module, groups: Sequence[ParameterGroup], spec: ResolvedTraining, example: Sequence[Batch]
     ) -> None:
         """Takes the module whose forward maps a Batch to (weighted loss, losses of samples). `example` is a step's
-        worth of batches, for engines that plan memory or capture ahead."""
+        worth of batches, for engines that plan memory or capture ahead.
+
+        Raises:
+            ConfigurationError: the settings do not suit the optimizer.
+        """
 
     def step(self, batches: Sequence[Batch], factor: float) -> StepResult:
         """One optimizer step; `factor` multiplies each group's learning rate.
@@ -60,5 +73,13 @@ class Engine(Protocol):
         """Puts `state` back; in a group rank 0's, and None in the others, who get it from there. Raises ValueError
         when it belongs to other parameters."""
 
-    def gather(self) -> None:
-        """Makes the module's parameters whole in this process, for drawing and export."""
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within, the module has the averaged weights where training.ema asks for them; then its own again, to the
+        bit."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the module's parameters as they are now, on the CPU."""
+
+    def settle(self, weights: Mapping[str, Tensor] | None) -> None:
+        """The training is over: makes the module's parameters whole in this process, for drawing and export, and
+        sets them to `weights`, else to the average where there is one. In a group rank 0's `weights` count."""

@@ -1,16 +1,25 @@
-"""One process, one step after the other, with torch's own AdamW."""
+"""One process, one step after the other, with torch's own autograd."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from finetune_api.training_run import ResolvedTraining
 from torch import Tensor, nn
 
 from finetune_trainer.data.samples import Batch
+from finetune_trainer.engines.average import Average
 from finetune_trainer.engines.base import EngineState, NonFiniteLoss, StepResult
+from finetune_trainer.engines.optimizers import (
+    as_tensor,
+    load_optimizer_state,
+    make_optimizer,
+    optimizer_state,
+    rate_in_use,
+    rates_of,
+)
 from finetune_trainer.methods.base import ParameterGroup
 
 
@@ -24,42 +33,33 @@ class EagerEngine:
         self, module: nn.Module, groups: Sequence[ParameterGroup], spec: ResolvedTraining, example: Sequence[Batch]
     ) -> None:
         self._module = module
+        self._groups = tuple(groups)
         self._parameters = {name: value for group in groups for name, value in group.parameters.items()}
-        self._rates = [spec.learning_rate if g.learning_rate is None else g.learning_rate for g in groups]
+        self._rates = rates_of(spec, groups)
         self._max_grad_norm = spec.max_grad_norm
         self._bf16 = precision_of(spec, self._device) == "bf16"
-        self._optimizer = torch.optim.AdamW(
-            [{"params": list(group.parameters.values())} for group in groups],
-            lr=spec.learning_rate,
-            betas=(spec.optimizer.beta1, spec.optimizer.beta2),
-            eps=spec.optimizer.epsilon,
-            weight_decay=spec.optimizer.weight_decay,
-            fused=True,
-        )
+        self._optimizer = make_optimizer(spec, groups, self._rates)
+        self._average = Average(self._parameters) if spec.ema else None
 
     def step(self, batches: Sequence[Batch], factor: float) -> StepResult:
         total = self._gradients(batches)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm)
         if not bool(torch.isfinite(total) & torch.isfinite(norm)):
             self._optimizer.zero_grad(set_to_none=True)
-            raise NonFiniteLoss(
-                f"the loss is {total.item():g} and its gradient {norm.item():g}: the training diverged; use a "
-                "smaller training.learningRate, or training.precision fp32"
-            )
+            raise NonFiniteLoss(f"the loss is {total.item():g} and its gradient {norm.item():g}")
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
+        rate = rate_in_use(self._optimizer)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return StepResult(total, norm)
+        self._constrain()
+        if self._average is not None:
+            self._average.update()
+        return StepResult(total, norm, rate)
 
     def state(self) -> EngineState:
-        weights = {name: _copy(value) for name, value in self._parameters.items()}
-        optimizer = {
-            f"{name}/{key}": _copy(value)
-            for name, parameter in self._parameters.items()
-            for key, value in self._optimizer.state[parameter].items()
-        }
-        return EngineState(weights, optimizer)
+        average = self._average.state() if self._average is not None else None
+        return EngineState(self.weights(), optimizer_state(self._optimizer, self._parameters), average)
 
     @torch.no_grad()
     def load(self, state: EngineState | None) -> None:
@@ -68,16 +68,34 @@ class EagerEngine:
         if state.weights.keys() != self._parameters.keys():
             strange = sorted(state.weights.keys() ^ self._parameters.keys())[:3]
             raise ValueError(f"the state belongs to other parameters: {', '.join(strange)} …")
+        if (state.average is None) != (self._average is None):
+            raise ValueError("the state belongs to another training.ema")
         for name, parameter in self._parameters.items():
             parameter.copy_(state.weights[name])
-            self._optimizer.state[parameter] = {
-                key.rpartition("/")[2]: _like(value, parameter)
-                for key, value in state.optimizer.items()
-                if key.rpartition("/")[0] == name
-            }
+        load_optimizer_state(self._optimizer, self._parameters, state.optimizer)
+        if self._average is not None and state.average is not None:
+            self._average.load(state.average)
 
-    def gather(self) -> None:
-        """Nothing to do: the one process has everything."""
+    def averaged(self) -> AbstractContextManager[None]:
+        return self._average.swapped() if self._average is not None else nullcontext()
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: as_tensor(value) for name, value in self._parameters.items()}
+
+    @torch.no_grad()
+    def settle(self, weights: Mapping[str, Tensor] | None) -> None:
+        if weights is None and self._average is not None:
+            weights = self._average.weights
+        if weights is not None:
+            for name, parameter in self._parameters.items():
+                parameter.copy_(weights[name])
+
+    @torch.no_grad()
+    def _constrain(self) -> None:
+        for group in self._groups:
+            if group.constraint is not None:
+                for parameter in group.parameters.values():
+                    group.constraint(parameter)
 
     def _gradients(self, batches: Sequence[Batch]) -> Tensor:
         """Adds the step's gradient to the parameters; returns its loss."""
@@ -88,10 +106,19 @@ class EagerEngine:
 
     def _backward(self, module: nn.Module, batch: Batch, scale: float) -> Tensor:
         """Gradient of `scale` times the loss of one micro-batch; returns the loss."""
-        with self._autocast():
-            loss, _ = module(batch.to(self._device))
-        (loss if scale == 1 else loss * scale).backward()
+        with self._seeded(batch.seed):
+            with self._autocast():
+                loss, _ = module(batch.to(self._device))
+            (loss if scale == 1 else loss * scale).backward()
         return loss.detach()
+
+    @contextmanager
+    def _seeded(self, seed: int) -> Iterator[None]:
+        """Dropout draws from torch's global generators: the same in each attempt, and nobody else's draws change."""
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            yield
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self._device.type, torch.bfloat16) if self._bf16 else nullcontext()
@@ -100,14 +127,3 @@ class EagerEngine:
 def precision_of(spec: ResolvedTraining, device: torch.device) -> str:
     """fp32 or bf16: what the run says, else bf16 on a GPU and fp32 on a CPU."""
     return spec.precision or ("fp32" if device.type == "cpu" else "bf16")
-
-
-def _copy(value: Tensor) -> Tensor:
-    return value.detach().to("cpu", copy=True).contiguous()
-
-
-def _like(value: Tensor, parameter: Tensor) -> Tensor:
-    """The optimizer's value as the optimizer would have made it: moments laid out like the parameter."""
-    if value.shape != parameter.shape:
-        return value.to(parameter.device, copy=True)
-    return torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from finetune_trainer.data.samples import Batch
 from finetune_trainer.engines.base import EngineState
 from finetune_trainer.engines.eager import EagerEngine
+from finetune_trainer.engines.optimizers import OWN_NUMBERS
 from finetune_trainer.group.team import Team
 from finetune_trainer.methods.base import ParameterGroup
 
@@ -56,20 +57,44 @@ class ReplicatedEngine(EagerEngine):
         """Tensor by tensor: no process but rank 0 ever holds a second copy."""
         if self._team.leads:
             super().load(state)
-        own = {name: self._optimizer.state[value] for name, value in self._parameters.items()}
-        shapes = {name: {key: (v.shape, v.dtype, v.device.type) for key, v in own[name].items()} for name in own}
-        shapes = self._team.share(shapes if self._team.leads else None)
-        for name, parameter in self._parameters.items():
+        for parameter in self._parameters.values():
             self._from_leader(parameter)
-            for key, (shape, dtype, device) in shapes[name].items():
+        self._load_optimizer()
+        if self._average is not None:
+            self._average.updates = self._team.share(self._average.updates)
+            for value in self._average.weights.values():
+                self._from_leader(value)
+
+    @torch.no_grad()
+    def settle(self, weights: Mapping[str, Tensor] | None) -> None:
+        super().settle(weights)
+        for parameter in self._parameters.values():
+            self._from_leader(parameter)
+
+    def _load_optimizer(self) -> None:
+        """Numbers travel with the description of the tensors, and these one by one."""
+        own = [self._optimizer.state[value] for value in self._parameters.values()]
+        numbers = [{key: group[key] for key in OWN_NUMBERS if key in group} for group in self._optimizer.param_groups]
+        told = [
+            {key: (v.shape, v.dtype, v.device.type) if isinstance(v, Tensor) else v for key, v in one.items()}
+            for one in own
+        ]
+        told, numbers = self._team.share((told, numbers) if self._team.leads else None)
+        for group, values in zip(self._optimizer.param_groups, numbers, strict=True):
+            group.update(values)
+        for parameter, mine, leaders in zip(self._parameters.values(), own, told, strict=True):
+            for key, description in leaders.items():
+                if not isinstance(description, tuple):
+                    mine[key] = description
+                    continue
                 if not self._team.leads:
-                    like_parameter = shape == parameter.shape
-                    own[name][key] = (
+                    shape, dtype, device = description
+                    mine[key] = (
                         torch.empty_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
-                        if like_parameter
+                        if shape == parameter.shape
                         else torch.empty(shape, dtype=dtype, device=device)
                     )
-                self._from_leader(own[name][key])
+                self._from_leader(mine[key])
 
     def _from_leader(self, tensor: Tensor) -> None:
         value = tensor.contiguous()

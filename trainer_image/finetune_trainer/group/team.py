@@ -29,6 +29,9 @@ class Team(Protocol):
     def meet(self, should_stop: Callable[[], bool]) -> None:
         """Waits, however long, until all are here. Raises Interrupted when `should_stop` says so."""
 
+    def rejoin(self, mark: str) -> None:
+        """Waits, however long, until rank 0 has called this with `mark`, which is new each time."""
+
     def share(self, value: T | None) -> T:
         """Rank 0's `value`, in every process."""
 
@@ -48,6 +51,9 @@ class Alone:
 
     def meet(self, should_stop: Callable[[], bool]) -> None:
         """Nobody to wait for."""
+
+    def rejoin(self, mark: str) -> None:
+        """Nobody waits."""
 
     def share(self, value: T | None) -> T:
         return value  # type: ignore[return-value]  # rank 0 always has a value, of type T

@@ -61,6 +61,13 @@ class TorchTeam:
                 timeout=COLLECTIVE_TIMEOUT,
             )
 
+    def rejoin(self, mark: str) -> None:
+        with _talking():
+            if self.leads:
+                self._store.set(f"rejoin/{mark}", "")
+            while not self._store.check([f"rejoin/{mark}"]):
+                time.sleep(MEETING_SECONDS_BETWEEN_LOOKS)
+
     def share(self, value: T | None) -> T:
         box: list[T | None] = [value]
         with _talking():

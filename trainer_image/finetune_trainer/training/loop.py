@@ -11,22 +11,21 @@ from pathlib import Path
 
 import torch
 from finetune_api import TrainingRun
+from torch import nn
 
-from finetune_trainer.checkpoints import Checkpoints, TrainingState
+from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.data.report import DataReport
-from finetune_trainer.engines import make_engine
-from finetune_trainer.errors import ConfigurationError, RunError
+from finetune_trainer.engines import NonFiniteLoss, make_engine
 from finetune_trainer.families.base import Family
 from finetune_trainer.group.team import ALONE, Team
 from finetune_trainer.methods import Files, Method, NoFiles, make_methods, needs_of
 from finetune_trainer.telemetry.listener import Listener, StepReport
-from finetune_trainer.training.duties import Duty
+from finetune_trainer.training.course import Course
+from finetune_trainer.training.duties import Duty, Roster
 from finetune_trainer.training.making_samples import make_samples
-from finetune_trainer.training.schedule import learning_rate_factor, total_steps
+from finetune_trainer.training.schedule import check_warmup, learning_rate_factor, total_steps
 from finetune_trainer.training.step_module import StepModule
-
-LOSS_WINDOW = 20
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,8 @@ class TrainOutcome:
     resumed_from_step: int | None
     saved_step: int
     """Step of the newest checkpoint that another attempt can go on from; 0 without."""
+    best_step: int | None
+    """Step whose weights a duty found best, and which the family therefore has now; None: those of the last step."""
     data: DataReport
     """On what was trained on."""
 
@@ -60,6 +61,7 @@ def train(
     team: Team = ALONE,
     files: Files | None = None,
     duties: Sequence[Duty] = (),
+    methods: Sequence[Method] = (),
 ) -> TrainOutcome:
     """Trains from the newest checkpoint, or from the start, to the last step or until `should_stop`.
 
@@ -74,11 +76,12 @@ def train(
         should_stop: asked between steps; the state is saved before returning.
         team: the processes that train together. Where one of them is to stop, all stop after the same step.
         files: what a technique starts from; None where it needs none.
-        duties: what is to be done every so many steps; empty in all processes of a group but rank 0.
+        duties: what is to be done every so many steps; those of rank 0 count in all processes of a group.
+        methods: the techniques of `run`, not yet installed, where a duty must know them too; else they are made here.
 
     Raises:
         DataError: a picture cannot be used.
-        NonFiniteLoss: the training diverged.
+        NonFiniteLoss: the training diverged; the message names the step.
         ConfigurationError: the run asks for what this trainer does not carry out, or the store refuses.
         PeerLost: another process of the group is gone.
     """
@@ -88,112 +91,84 @@ def train(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     classes = PictureSet.of(class_pictures, "class pictures")
-    methods = make_methods(run.method, spec.seed)
+    methods = tuple(methods or make_methods(run.method, spec.seed))
     groups = [group for method in methods for group in method.install(family, files or NoFiles())]
     samples = make_samples(run, family, methods, pictures, classes, cache_dir, team)
     for line in samples.report.lines():
         listener.message(line)
+    total = total_steps(spec, samples.samples_per_epoch, team.size)
+    check_warmup(spec.scheduler, total)
     module = StepModule(family, needs_of(methods), spec.loss).train()
     if spec.gradient_checkpointing:
         for part in module.parts.values():
-            part.enable_gradient_checkpointing()
+            compute_twice(part)
     engine = make_engine(run.engine, family.device, team)
     engine.prepare(module, groups, spec, samples.step(0))
     digests = {"model": family.digest, "classPictures": classes.digest, **samples.digests}
+    roster = Roster(duties, team, total)
+    course = Course(engine, module, roster, checkpoints, run.checkpoints, digests, listener, team)
 
-    _compare(digests, team)
-    found = _found(checkpoints, digests, listener)
-    losses, resumed = team.share((list(found.losses), True) if found is not None else ([], False))
-    if resumed:
-        engine.load(found.engine if found is not None else None)
-    step, total = len(losses), total_steps(spec, samples.samples_per_epoch, team.size)
-    resumed_from = step if resumed else None
+    resumed_from = course.resume()
     listener.begins(total, resumed_from)
     listener.stage("Training")
-    saved_step, saved_at = step, time.monotonic()
-
-    def save() -> None:
-        nonlocal saved_step, saved_at
-        if checkpoints is None:
-            return
+    course.attend()
+    while not (course.step >= total or course.ended or course.interrupted or team.any(should_stop())):
         began = time.monotonic()
-        saved = _save(checkpoints, TrainingState(step, engine.state(), tuple(losses), digests), listener)
-        saved_at = time.monotonic()
-        if saved:
-            saved_step = step
-            listener.checkpoint(step, saved_at - began)
-
-    while step < total and not team.any(should_stop()):
-        began = time.monotonic()
-        factor = learning_rate_factor(spec.scheduler, step, total)
-        result = engine.step(samples.step(step), factor)
-        losses.append(float(result.loss))
-        step += 1
+        try:
+            factor = learning_rate_factor(spec.scheduler, course.step, total)
+            result = engine.step(samples.step(course.step), factor)
+        except NonFiniteLoss as error:
+            raise _placed(error, course.step, total) from error
+        course.advance(float(result.loss))
         listener.step(
             StepReport(
-                step=step,
+                step=course.step,
                 total_steps=total,
-                loss=_mean(losses),
-                learning_rate=spec.learning_rate * factor,
+                loss=course.loss,
+                learning_rate=result.learning_rate,
                 grad_norm=float(result.grad_norm),
                 images=samples.pictures_per_step,
                 seconds=time.monotonic() - began,
             )
         )
-        every = run.checkpoints.every_steps
-        if time.monotonic() - saved_at >= run.checkpoints.every_seconds or (every and step % every == 0):
-            save()
-    if step > saved_step:
-        # at the end too: a failure while drawing, exporting or publishing must not cost the training
-        save()
-    engine.gather()
+        course.attend()
+        course.save_on_time()
+    # at the end too: a failure while drawing, exporting or publishing must not cost the training
+    course.save()
+    interrupted = course.interrupted or (course.step < total and not course.ended)
+    if not interrupted:
+        course.settle()
     return TrainOutcome(
-        step,
+        course.step,
         total,
-        _mean(losses),
-        step < total,
-        tuple(losses),
+        course.loss,
+        interrupted,
+        tuple(course.losses),
         methods,
         resumed_from,
-        saved_step,
+        course.saved_step,
+        course.best.step if course.best is not None else None,
         samples.report,
     )
 
 
-def _compare(digests: dict[str, str], team: Team) -> None:
-    leaders = team.share(digests)
-    changed = sorted(name for name in digests if digests[name] != leaders[name])
-    if changed:
-        raise RunError(f"the processes of the group fetched different things ({', '.join(changed)}); was one replaced?")
+def compute_twice(part: nn.Module) -> None:
+    """Gradient checkpointing: activations of `part` are thrown away in the forward pass and computed again in the
+    backward pass. Diffusers and transformers have different words for it."""
+    if hasattr(part, "enable_gradient_checkpointing"):
+        part.enable_gradient_checkpointing()
+    else:
+        part.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def _found(checkpoints: Checkpoints | None, digests: dict[str, str], listener: Listener) -> TrainingState | None:
-    found = checkpoints.latest() if checkpoints is not None else None
-    if found is None or checkpoints is None:
-        return None
-    step, state = found
-    changed = sorted(name for name in digests if state.digests.get(name) != digests[name])
-    if changed:
-        listener.message(f"The checkpoint of step {step} is not used: {', '.join(changed)} changed since.")
-        # or they, being ahead, would push out the new ones
-        checkpoints.clear()
-        return None
-    return state
-
-
-def _save(checkpoints: Checkpoints, state: TrainingState, listener: Listener) -> bool:
-    """Whether another attempt can go on from it."""
-    try:
-        checkpoints.save(state.step, state)
-    except ConfigurationError:
-        raise
-    except RunError as error:
-        # it stands on this machine; a store that fails for a moment must not end the training
-        listener.message(f"The checkpoint of step {state.step} was not uploaded: {error}")
-        return False
-    return True
-
-
-def _mean(losses: Sequence[float]) -> float:
-    window = losses[-LOSS_WINDOW:]
-    return sum(window) / len(window) if window else 0.0
+def _placed(error: NonFiniteLoss, step: int, total: int) -> NonFiniteLoss:
+    """`error` with the step, 0 for the first, and its remedy."""
+    if step == 0:
+        return NonFiniteLoss(
+            f"step 1 of {total}: {error}, before any weight was changed: the base model does not stand this "
+            "precision, or its weights are damaged; use training.precision fp32, or another baseModel"
+        )
+    return NonFiniteLoss(
+        f"step {step + 1} of {total}: {error}: the training diverged, and would again; use a smaller "
+        "training.learningRate, or training.precision fp32"
+    )

@@ -6,6 +6,8 @@ import math
 
 from finetune_api.training import SchedulerSpec, TrainingSpec
 
+from finetune_trainer.errors import ConfigurationError
+
 
 def learning_rate_factor(spec: SchedulerSpec, step: int, total_steps: int) -> float:
     """What the learning rate is multiplied by in optimizer step `step`, in [0, 1].
@@ -33,3 +35,16 @@ def total_steps(spec: TrainingSpec, items: int, processes: int = 1) -> int:
     if spec.epochs is None:
         raise ValueError("training.steps or training.epochs must be set in a TrainingRun")
     return math.ceil(items * spec.epochs / (spec.batch_size * spec.gradient_accumulation_steps * processes))
+
+
+def check_warmup(spec: SchedulerSpec, total_steps: int) -> None:
+    """A length in epochs becomes a number of steps only here, where the pictures are known.
+
+    Raises:
+        ConfigurationError: the warm-up is as long as the training.
+    """
+    if spec.warmup_steps >= total_steps:
+        raise ConfigurationError(
+            f"training.scheduler.warmupSteps is {spec.warmup_steps}, but the whole training has {total_steps} steps: "
+            "the learning rate would never arrive; use fewer warm-up steps, or more epochs"
+        )

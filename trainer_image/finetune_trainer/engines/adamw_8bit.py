@@ -1,0 +1,117 @@
+"""AdamW whose moments take one byte a number instead of four: block-wise dynamic quantisation
+(https://arxiv.org/abs/2110.02861), in plain torch.
+
+bitsandbytes has it as a fused GPU kernel; its way on a CPU compiles C++ when it is first used. This one runs wherever
+torch does and keeps nothing but plain tensors, which come back from a checkpoint bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+BLOCK = 256
+"""Numbers that share a scale."""
+SMALLEST = 4096
+"""Parameters with fewer numbers keep float32 moments: they save nothing, and biases and norms suffer most."""
+
+
+def codebook(signed: bool) -> Tensor:
+    """The 256 numbers that a byte can mean, ascending, float32: 1, and in each of seven decades below it as many
+    values, evenly spaced, as the bits that are left allow; with `signed` their negatives and 0 too.
+
+    Without a sign there is no 0: what is divided by must not vanish before what is divided.
+    """
+    values = [1.0] if signed else [1.0, 1e-7]
+    for decade in range(7):
+        count = 2**decade if signed else 2 ** (decade + 1)
+        edges = torch.linspace(0.1, 1, count + 1, dtype=torch.float64)
+        values += ((edges[:-1] + edges[1:]) / 2 * 10.0 ** (decade - 6)).tolist()
+    if signed:
+        values += [-value for value in values[1:]] + [0.0]
+    return torch.tensor(sorted(values), dtype=torch.float64).float()
+
+
+def quantise(values: Tensor, book: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest entries of `book`, uint8 [blocks, BLOCK], and each block's scale, float32 [blocks, 1].
+
+    Args:
+        values: float32, any shape.
+        book: from `codebook`.
+    """
+    flat = values.reshape(-1)
+    blocks = nn.functional.pad(flat, (0, -flat.numel() % BLOCK)).view(-1, BLOCK)
+    scale = blocks.abs().amax(1, keepdim=True)
+    # a block of zeros has no scale; any other one will do
+    relative = blocks / torch.where(scale > 0, scale, 1.0)
+    between = (book[:-1] + book[1:]) / 2
+    return torch.bucketize(relative, between).to(torch.uint8), scale
+
+
+def dequantise(codes: Tensor, scale: Tensor, book: Tensor, shape: torch.Size) -> Tensor:
+    """What `quantise` was given, float32 of `shape`, as near as a byte can say."""
+    return (book[codes.int()] * scale).view(-1)[: shape.numel()].view(shape)
+
+
+class AdamW8bit(Optimizer):
+    """AdamW with decoupled weight decay. Kept is the root of the second moment: its range is that of the first
+    moment, so that neither is rounded to nothing while the other one counts."""
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self._books: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # no closure is run
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        step = state["step"] = state.get("step", 0) + 1
+        beta1, beta2 = group["betas"]
+        first, root = self._moments(parameter)
+        first.lerp_(gradient, 1 - beta1)
+        root = root.square_().mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2).sqrt_()
+        self._keep(parameter, first, root)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        denominator = (root / (1 - beta2**step) ** 0.5).add_(group["eps"])
+        parameter.addcdiv_(first, denominator, value=-group["lr"] / (1 - beta1**step))
+
+    def _moments(self, parameter: Tensor) -> tuple[Tensor, Tensor]:
+        """First moment and the root of the second, float32, to be written over."""
+        state = self.state[parameter]
+        if "first" not in state:
+            return torch.zeros_like(parameter), torch.zeros_like(parameter)
+        if parameter.numel() < SMALLEST:
+            return state["first"], state["root"]
+        signed, unsigned = self._books_on(parameter.device)
+        first = dequantise(state["first"], state["first_scale"], signed, parameter.shape)
+        return first, dequantise(state["root"], state["root_scale"], unsigned, parameter.shape)
+
+    def _keep(self, parameter: Tensor, first: Tensor, root: Tensor) -> None:
+        state = self.state[parameter]
+        if parameter.numel() < SMALLEST:
+            state["first"], state["root"] = first, root
+            return
+        signed, unsigned = self._books_on(parameter.device)
+        state["first"], state["first_scale"] = quantise(first, signed)
+        state["root"], state["root_scale"] = quantise(root, unsigned)
+
+    def _books_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._books:
+            self._books[device] = (codebook(True).to(device), codebook(False).to(device))
+        return self._books[device]
