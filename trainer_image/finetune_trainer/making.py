@@ -23,6 +23,7 @@ from finetune_trainer.evaluation.found import Judgement
 from finetune_trainer.evaluation.judging import Judging, encoder_of
 from finetune_trainer.evaluation.report import ReportData, attempt_rows, render_report
 from finetune_trainer.exports import export_weights
+from finetune_trainer.exports.diffusers_lora import ADAPTER_FILE
 from finetune_trainer.families import Family, load_family
 from finetune_trainer.generation.record import Source
 from finetune_trainer.generation.samples import draw_samples
@@ -130,7 +131,7 @@ def make(
     team.close()
 
     listener.stage("DrawingAfter")
-    drawn = judging.finish(outcome.step)
+    drawn = judging.finish(outcome.best_step if outcome.best_step is not None else outcome.step)
 
     folder = work / "results"
     shutil.rmtree(folder, ignore_errors=True)
@@ -152,6 +153,7 @@ def make(
             run.training.learning_rate * learning_rate_factor(run.training.scheduler, step, outcome.total_steps)
             for step in range(len(outcome.losses))
         ],
+        dataset=outcome.data.rows(),
         attempts=attempt_rows(journal.attempts()),
     )
     (folder / "report.html").write_text(render_report(report), "utf-8")
@@ -242,7 +244,8 @@ def _save_pictures(
 
 
 def loadable(files: Sequence[Path]) -> tuple[str, ...]:
-    """What people load: a whole pipeline by its folder, everything else file by file."""
+    """What people load, Diffusers' layout first: a whole pipeline by its folder, everything else file by file."""
     whole = ["pipeline"] if Path("pipeline/model_index.json") in files else []
     single = [path for path in files if path.parts[0] != "pipeline" and path.suffix in (".safetensors", ".pt")]
+    single.sort(key=lambda path: (path.name != ADAPTER_FILE, path))
     return (*whole, *(path.as_posix() for path in single))

@@ -9,7 +9,7 @@ from finetune_api import TrainingRun
 from finetune_api.techniques import TECHNIQUES
 
 from finetune_trainer.errors import ConfigurationError
-from finetune_trainer.exports.diffusers_lora import diffusers_metadata, diffusers_tensors
+from finetune_trainer.exports.diffusers_lora import ADAPTER_FILE, diffusers_metadata, diffusers_tensors
 from finetune_trainer.exports.hypernetworks import write_hypernetwork
 from finetune_trainer.exports.kohya import kohya_metadata, kohya_tensors
 from finetune_trainer.exports.pipelines import write_pipeline
@@ -66,7 +66,7 @@ def _write_adapter(
     folder = out_dir / "lora"
     if "Diffusers" in formats:
         tensors = plain_all(diffusers_tensors(family, result), dtype)
-        write_tensors(folder / "pytorch_lora_weights.safetensors", tensors, diffusers_metadata(result))
+        write_tensors(folder / ADAPTER_FILE, tensors, diffusers_metadata(result))
     if "Kohya" in formats:
         tensors = plain_all(kohya_tensors(family, result), dtype)
         write_tensors(folder / f"{name}.safetensors", tensors, kohya_metadata(family, result, name))

@@ -13,6 +13,9 @@ from finetune_trainer.methods.base import AdapterWeights
 
 HEADER = "lora_adapter_metadata"
 
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+"""The name that Diffusers looks for."""
+
 
 def diffusers_tensors(family: Family, weights: AdapterWeights) -> dict[str, Tensor]:
     """`<part>.<module>.lora_A.weight` [r, in, ...] and so on, for `load_lora_weights`."""

@@ -18,7 +18,7 @@ from finetune_trainer.sources.kinds import ENCODER, PIPELINE, ModelKind
 from finetune_trainer.sources.local import folder_digest, open_folder
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-CAPTION_SUFFIXES = {"Sidecar": (".txt",), "Jsonl": (".jsonl",)}
+CAPTION_SUFFIXES = {"Sidecar": (".txt",), "Folder": (".txt",), "Jsonl": (".jsonl",)}
 
 OnProgress = Callable[[int, int], None]
 """Hears (done, total) files; what it raises ends the fetching."""
