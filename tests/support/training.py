@@ -1,7 +1,7 @@
 """Runs of the trainer's core on the tiny model: pictures, TrainingRuns, a listener that remembers."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from finetune_trainer.families import Family, load_family
 from finetune_trainer.group.team import ALONE, Team
 from finetune_trainer.publish.store import Store
 from finetune_trainer.telemetry.listener import JudgementReport, StepReport
+from finetune_trainer.training.duties import Duty
 from finetune_trainer.training.loop import TrainOutcome, train
 from PIL import Image
 
@@ -98,8 +99,10 @@ def train_once(
     store: Store | None = None,
     attempt: str = "first",
     team: Team = ALONE,
+    duties_of: Callable[[Family], Sequence[Duty]] = lambda family: (),
 ) -> tuple[Family, TrainOutcome]:
-    """Everything that a pod does between fetching and exporting; `folder` plays its disk."""
+    """Everything that a pod does between fetching and exporting; `folder` plays its disk. `duties_of` gets the base
+    model before a technique is installed."""
     listener = listener or Memory()
     family = load_family(model, torch.device("cpu"))
     prior = prior_of(run.method)
@@ -110,6 +113,15 @@ def train_once(
     checkpoints = Checkpoints(folder / "checkpoints", store, "checkpoints/", "run", attempt, run.checkpoints.keep)
     kept = checkpoints if team.leads else None
     outcome = train(
-        run, family, PictureSet.open(pictures), classes, folder / "cache", kept, listener, should_stop, team
+        run,
+        family,
+        PictureSet.open(pictures),
+        classes,
+        folder / "cache",
+        kept,
+        listener,
+        should_stop,
+        team,
+        duties=duties_of(family),
     )
     return family, outcome

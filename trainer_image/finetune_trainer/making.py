@@ -157,6 +157,7 @@ def make(
         attempts=attempt_rows(journal.attempts()),
     )
     (folder / "report.html").write_text(render_report(report), "utf-8")
+    (folder / "data_report.json").write_text(outcome.data.to_json(), "utf-8")
 
     listener.stage("Exporting")
     exported = export_weights(run, family, [method.result() for method in outcome.methods], folder)
