@@ -8,7 +8,7 @@ from pydantic import Field
 
 from finetune_api.base import Model
 from finetune_api.base_model import Uri
-from finetune_api.rules import AtMostOneOf, Form, MoreThanOneNeeds, MultipleOf, NotAbove, NotInCluster, Rule
+from finetune_api.rules import Form, MoreThanOneNeeds, MultipleOf, NotAbove, NotInCluster, Rule
 from finetune_api.storage import SecretRef, Storage
 
 DATASET_FORM = r"^(s3://[a-z0-9][a-z0-9.-]+(/.*)?|pvc://[a-z0-9][-a-z0-9.]*(/.*)?|file://.+)$"
@@ -20,10 +20,11 @@ class CaptionsSpec(Model):
     rules: ClassVar[tuple[Rule, ...]] = (MultipleOf("maxTokens", 75, "text encoders read windows of 75 tokens"),)
 
     source: Literal["Prompt", "Sidecar", "Jsonl", "Folder"] = "Prompt"
-    """Prompt: the method's prompt for every picture. Sidecar: a .txt beside each picture. Jsonl: metadata.jsonl.
-    Folder: the folder's name, "20_sks dog"."""
+    """Prompt: the method's prompt for every picture. Sidecar: a .txt beside each picture. Jsonl: lines
+    {"file_name": …, "text": …} of metadata.jsonl. Folder: pictures in "20_sks dog" are called "sks dog" and count 20
+    times; a .txt beside a picture goes before."""
     shuffle_tags: bool = False
-    """Shuffle comma-separated tags anew for each sample."""
+    """Shuffle comma-separated tags anew for each sample; the first stays where it is."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of samples whose caption is left empty."""
     max_tokens: Annotated[int, Field(ge=75, le=225)] = 225
@@ -55,7 +56,6 @@ class DatasetSpec(Model):
         NotInCluster("uri", "file://", "use s3:// or pvc://"),
         MultipleOf("resolution", 8, "the VAE makes one latent of 8 by 8 pixels"),
         MoreThanOneNeeds("cropsPerPicture", "crop", "Random", "Center has only one crop"),
-        AtMostOneOf(("buckets", "cropsPerPicture")),
     )
 
     uri: Uri
@@ -77,4 +77,5 @@ class DatasetSpec(Model):
     buckets: BucketsSpec | None = None
     """Aspect-ratio buckets in place of square crops."""
     masks: Literal["None", "AlphaChannel", "Sidecar"] = "None"
-    """Weigh the loss by a mask."""
+    """Weigh the loss by a mask: what is white or opaque is learned. AlphaChannel: the pictures' own transparency.
+    Sidecar: subject-masklabel.png of the same size beside subject.jpg."""
