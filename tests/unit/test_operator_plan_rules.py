@@ -6,8 +6,8 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from finetune_api.progress import Progress
-from finetune_api.status import FineTuneJobStatus, ResolvedStatus
+from finetune_api.progress import Judgement, Progress
+from finetune_api.status import FineTuneJobStatus, JudgementStatus, ResolvedStatus
 from finetune_operator.progress.reading import Reading
 from finetune_operator.reconcile.actions import Plan
 from finetune_operator.reconcile.observed import Observed
@@ -19,6 +19,7 @@ from support.observations import (
     begun,
     child,
     condition,
+    ended,
     observed,
     pod,
     running,
@@ -154,6 +155,33 @@ def test_progress_stands_in_the_status() -> None:
     assert later.progress is not None
     assert later.progress.stale is True
     assert later.phase == "Running", "a trainer that does not answer may well be training"
+
+
+def test_figures_stand_in_the_status_from_the_first_judgement_to_the_published_one() -> None:
+    said = Progress(run_uid="u", pod_uid="p", stage="Training", step=150, total_steps=200)
+    figures = {"fidelity": 0.9375, "leak": 0.046875, "drift": 1.23456}
+    judged = said.model_copy(update={"judgement": Judgement(step=100, figures=figures, best_step=50)})
+    shown = JudgementStatus(step=100, best_step=50, figures={"fidelity": "0.9375", "leak": "0.04688", "drift": "1.235"})
+    seen = observed(begun(), child=child(), pods=(running(),))
+    status: FineTuneJobStatus | None = seen.status
+    # not judged yet; judged; another attempt that begins anew; a trainer that is silent
+    for reading, expected in (
+        (Reading(said, NOW, stale=False), None),
+        (Reading(judged, NOW, stale=False), shown),
+        (Reading(said, NOW, stale=False), shown),
+        (Reading(None, None, stale=True), shown),
+    ):
+        status = plan(replace(seen, status=status, reading=reading), NOW).status
+        assert status is not None
+        assert status.judgement == expected
+    end = {"outcome": "Succeeded", "step": 200, "judgement": {"step": 50, "bestStep": 50, "figures": {"fidelity": 1}}}
+    finished = child(complete=True, finished_at=at(-1))
+    last = plan(observed(status, child=finished, pods=(ended(0, end),), looked=True), NOW).status
+    assert last is not None
+    assert last.judgement == JudgementStatus(step=50, best_step=50, figures={"fidelity": "1"})
+    quiet = plan(observed(status, child=finished, pods=(ended(0),), looked=True), NOW).status
+    assert quiet is not None
+    assert quiet.judgement == shown, "the last that was heard of"
 
 
 def test_the_kubelets_back_off_does_not_hide_the_error() -> None:

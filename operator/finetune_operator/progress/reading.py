@@ -1,12 +1,12 @@
-"""What a trainer answered last, and how it stands in status.progress."""
+"""What a trainer answered last, and how it stands in status.progress and status.judgement."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from finetune_api.progress import Progress, Result
-from finetune_api.status import ProgressStatus
+from finetune_api.progress import Judgement, Progress, Result
+from finetune_api.status import JudgementStatus, ProgressStatus
 
 from finetune_operator.times import show
 
@@ -57,6 +57,15 @@ def finished_progress(old: ProgressStatus | None, result: Result | None) -> Prog
         images_per_second=old.images_per_second if old is not None else None,
         last_update_time=old.last_update_time if old is not None else None,
     )
+
+
+def judgement_status(old: JudgementStatus | None, said: Judgement | None) -> JudgementStatus | None:
+    """status.judgement after the trainer said `said`. An attempt that begins again has none at first: what was found
+    before still holds."""
+    if said is None:
+        return old
+    figures = {name: f"{value:.4g}" for name, value in said.figures.items()}
+    return JudgementStatus(step=said.step, best_step=said.best_step, figures=figures or None)
 
 
 def percent(step: int, total: int) -> str:

@@ -16,7 +16,7 @@ from finetune_operator.policies.readiness import MOUNT_PATIENCE, Readiness, may_
 from finetune_operator.policies.replacement import wants_new_job
 from finetune_operator.policies.start_deadline import seconds_to_start
 from finetune_operator.policies.ttl import seconds_to_deletion
-from finetune_operator.progress.reading import finished_progress, progress_status
+from finetune_operator.progress.reading import finished_progress, judgement_status, progress_status
 from finetune_operator.reconcile.actions import (
     Action,
     CreateChild,
@@ -186,6 +186,9 @@ class _Planner:
             self.draft.set(
                 completion_time=child.finished_at or show(self.now),
                 progress=finished_progress(self.draft.status.progress, end.result),
+                judgement=judgement_status(
+                    self.draft.status.judgement, end.result.judgement if end.result is not None else None
+                ),
                 artifacts=artifacts_of(end.result, seen.spec),
                 resolved=with_revision(self.draft.status.resolved, end.result),
             )
@@ -235,7 +238,12 @@ class _Planner:
         """Neither ended nor overdue: suspended, waiting, or at work."""
         self.draft.condition("Succeeded", "Unknown", "InProgress")
         self.draft.condition("Failed", "False", "InProgress")
-        self.draft.set(progress=progress_status(self.draft.status.progress, self.seen.reading))
+        reading = self.seen.reading
+        said = reading.progress.judgement if reading is not None and reading.progress is not None else None
+        self.draft.set(
+            progress=progress_status(self.draft.status.progress, reading),
+            judgement=judgement_status(self.draft.status.judgement, said),
+        )
         if self._snapshot_lost(decision):
             return
         if isinstance(decision, Snapshot) and decision != self.seen.snapshot:
