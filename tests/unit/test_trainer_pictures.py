@@ -122,6 +122,27 @@ def test_refused(name: str, make: Callable[[Path], object], message: str, tmp_pa
         PictureSet.open(tmp_path)
 
 
+def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    two_halves().save(tmp_path / "good.png")
+    cut_off(tmp_path / "cut.png")
+    claims_to_be_huge(tmp_path / "huge.png")
+    with pytest.raises(DataError, match=r"^dataset\.uri: 2 of 3 pictures cannot be used: cut\.png .*; huge\.png has "):
+        PictureSet.open(tmp_path)
+    for number in range(11):
+        (tmp_path / f"x{number:02}.png").touch()
+    with pytest.raises(DataError, match=r"13 of 14 pictures .* x07\.png is not .*; and 3 more$"):
+        PictureSet.open(tmp_path)
+
+
+def test_masks_are_no_pictures(tmp_path: Path) -> None:
+    for name in ("a.png", "a-masklabel.png"):
+        two_halves().save(tmp_path / name)
+    assert [picture.path.name for picture in PictureSet.open(tmp_path).pictures] == ["a.png"]
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(DataError, match="no pictures found"):
+        PictureSet.open(tmp_path)
+
+
 def test_stray_files_are_passed_over_and_the_rest_is_sorted(tmp_path: Path) -> None:
     for name in ("b.png", "a.png", "sub/c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.data.class_images import ensure_class_images
+from finetune_trainer.data.dataset import read_dataset
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.describing import provenance_of, settings_of
 from finetune_trainer.device import device_name, device_of
@@ -84,6 +85,8 @@ def make(
     """
     listener.stage("Preparing")
     pictures = PictureSet.open(inputs.pictures)
+    # before the long work, so that a missing caption is told at once
+    read_dataset(pictures, run.dataset)
     device = device_of(settings.seat)
     family = load_family(inputs.model.path, device, run.training.clip_skip)
     team = join(settings.seat, device)
@@ -194,6 +197,7 @@ def help_making(
         RunError: with the exit code of how it ended.
     """
     pictures = PictureSet.open(inputs.pictures)
+    read_dataset(pictures, run.dataset)
     device = device_of(settings.seat)
     family = load_family(inputs.model.path, device, run.training.clip_skip)
     team = join(settings.seat, device)
