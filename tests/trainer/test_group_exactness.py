@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from finetune_api import TrainingRun
+from finetune_trainer.device import device_of
 from finetune_trainer.errors import ConfigurationError
 from finetune_trainer.families import load_family
 from finetune_trainer.group.seat import Seat
-from finetune_trainer.device import device_of
 from finetune_trainer.training.schedule import total_steps
 from safetensors.torch import load
 from support.groups import Trained, train_as_group, train_in_group

@@ -8,9 +8,9 @@ from finetune_api.engine import EngineSpec
 from finetune_trainer.data.samples import Batch
 from finetune_trainer.engines import NonFiniteLoss, make_engine
 from finetune_trainer.errors import ConfigurationError, RunError
-from finetune_trainer.families import Moments
 from finetune_trainer.methods import ParameterGroup
 from finetune_trainer.publish.file_store import FileStore
+from support.toys import batch_of
 from support.training import Memory, make_run, train_once
 from torch import Tensor, nn
 
@@ -75,23 +75,6 @@ class Scalar(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         losses = self.weight * batch.weights
         return losses.sum(), losses
-
-
-def batch_of(weight: float) -> Batch:
-    nothing = torch.zeros(1, 1, 1, 1)
-    moments, tokens = Moments(nothing, nothing), torch.zeros(1, 1, dtype=torch.int64)
-    return Batch(
-        moments,
-        nothing,
-        nothing,
-        torch.zeros(1, dtype=torch.int64),
-        torch.tensor([weight]),
-        tokens,
-        None,
-        torch.zeros(1, 6),
-        None,
-        0,
-    )
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
