@@ -124,13 +124,23 @@ def _webui_name(name: str, family: Family) -> str:
         has_attention = "CrossAttn" in family.parts["unet"].config.up_block_types[block]
         return f"diffusion_model_output_blocks_{(block + 1) * step - 1}_{2 if has_attention else 1}_conv"
     match = re.fullmatch(r"lora_te_text_model_encoder_layers_(\d+)_(.+)", name)
+    if match is not None and _has_open_clip(family):
+        return f"model_transformer_resblocks_{match[1]}_{_open_clip(match[2])}"
     if match is not None:
         return f"transformer_text_model_encoder_layers_{match[1]}_{match[2]}"
     match = re.fullmatch(r"lora_te2_text_model_encoder_layers_(\d+)_(.+)", name)
     if match is not None:
-        inner = match[2].replace("mlp_fc1", "mlp_c_fc").replace("mlp_fc2", "mlp_c_proj").replace("self_attn", "attn")
-        return f"1_model_transformer_resblocks_{match[1]}_{inner}"
+        return f"1_model_transformer_resblocks_{match[1]}_{_open_clip(match[2])}"
     return name
+
+
+def _open_clip(inner: str) -> str:
+    return inner.replace("mlp_fc1", "mlp_c_fc").replace("mlp_fc2", "mlp_c_proj").replace("self_attn", "attn")
+
+
+def _has_open_clip(family: Family) -> bool:
+    """2.x"""
+    return "text_encoder_2" not in family.parts and family.parts["text_encoder"].config.hidden_act == "gelu"
 
 
 def _webui_inner(kind: str, rest: str) -> str:
@@ -147,14 +157,14 @@ def _webui_modules(family: Family) -> dict[str, Place]:
             if layer is None:
                 continue
             inner = layer[2].replace(".", "_")
-            if part == "text_encoder":
-                prefix = "0_transformer" if xl else "transformer"
-                known[f"{prefix}_text_model_encoder_layers_{layer[1]}_{inner}"] = (part, module)
+            # OpenCLIP's q, k and v are rows of one matrix, and found by cutting the name
+            if part == "text_encoder_2":
+                name = f"1_model_transformer_resblocks_{layer[1]}_{_open_clip(inner)}"
+            elif _has_open_clip(family):
+                name = f"model_transformer_resblocks_{layer[1]}_{_open_clip(inner)}"
             else:
-                inner = inner.replace("mlp_fc1", "mlp_c_fc").replace("mlp_fc2", "mlp_c_proj")
-                inner = inner.replace("self_attn", "attn")
-                # q, k and v are rows of one matrix there, and found by cutting the name
-                known[f"1_model_transformer_resblocks_{layer[1]}_{inner}"] = (part, module)
+                name = f"{'0_' if xl else ''}transformer_text_model_encoder_layers_{layer[1]}_{inner}"
+            known[name] = part, module
     return known
 
 
