@@ -77,8 +77,12 @@ def _overlay(below: dict[str, object], above: dict[str, object]) -> dict[str, ob
 
 
 def _training(spec: FineTuneJobSpec, defaults: ProfileDefaults, technique: TechniqueDefaults) -> ResolvedTraining:
+    optimizer = _merged(
+        OptimizerSpec, spec.training and spec.training.optimizer, defaults.training and defaults.training.optimizer
+    )
     builtin: dict[str, object] = {
-        "learningRate": technique.learning_rate,
+        # Prodigy multiplies it with a rate that it finds itself
+        "learningRate": 1.0 if optimizer.name == "Prodigy" else technique.learning_rate,
         "scheduler": SchedulerSpec().model_dump(by_alias=True),
         "optimizer": OptimizerSpec().model_dump(by_alias=True),
         "loss": LossSpec().model_dump(by_alias=True, exclude_none=True),

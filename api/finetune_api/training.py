@@ -14,7 +14,8 @@ class OptimizerSpec(Model):
     """The optimizer."""
 
     name: Literal["AdamW", "AdamW8bit", "Adafactor", "Prodigy"] = "AdamW"
-    """The algorithm."""
+    """The algorithm. AdamW8bit: AdamW with moments of a byte each. Adafactor: hardly any memory, and neither beta1,
+    beta2 nor epsilon. Prodigy finds the learning rate itself: learningRate, 1 then, multiplies it."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of the first moment."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
@@ -65,7 +66,8 @@ class TrainingSpec(Model):
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=1024)] = 1
     """Batches whose gradients make one step."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Learning rate. Default: by technique (lora 1e-4, dreamBooth 5e-6, textualInversion 5e-4, hypernetwork 1e-5)."""
+    """Learning rate. Default: by technique (lora 1e-4, dreamBooth 5e-6, textualInversion 5e-4, hypernetwork 1e-5);
+    with the optimizer Prodigy 1."""
     scheduler: SchedulerSpec | None = None
     """Course of the learning rate. Default: constant."""
     optimizer: OptimizerSpec | None = None
