@@ -185,6 +185,7 @@ def _attach(denoiser: nn.Module, nets: nn.ModuleDict, attentions: list[Attention
     """Makes the networks part of the denoiser, so that whoever runs it has them, and lets the inputs of to_k and to_v
     go through them. Hooks: they change no name of a weight, and run again when gradient checkpointing does."""
     denoiser.add_module("hypernetwork", nets)
+    denoiser.train(denoiser.training)  # new layers are born in training mode, and would drop while others draw
     for attention in attentions:
         width = str(attention.to_k.in_features)
         if width in nets:

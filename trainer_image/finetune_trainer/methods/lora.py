@@ -59,6 +59,7 @@ class Lora:
             part = self._parts[name] = family.parts[name]
             self._check(name, part, ends)
             part.add_adapter(self._config(ends))
+            part.train(part.training)  # new layers are born in training mode, and would drop while others draw
             parameters = {
                 f"{name}.{key}": parameter for key, parameter in sorted(part.named_parameters()) if "lora_" in key
             }
