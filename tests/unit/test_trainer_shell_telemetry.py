@@ -6,22 +6,31 @@ import io
 import json
 import logging
 import math
+import re
 import urllib.error
 import urllib.request
 
 import pytest
 from finetune_api import Progress, Result
+from finetune_api.progress import Judgement
 from finetune_trainer.errors import ConfigurationError, DataError, Interrupted, RunError
+from finetune_trainer.evaluation.meanings import FIGURES
 from finetune_trainer.telemetry.board import Board
-from finetune_trainer.telemetry.listener import Listeners, StepReport
+from finetune_trainer.telemetry.listener import JudgementReport, Listeners, StepReport
 from finetune_trainer.telemetry.logs import LogListener, configure_logging
 from finetune_trainer.telemetry.metrics import Metrics
 from finetune_trainer.telemetry.pace import Pace, figures
 from finetune_trainer.telemetry.progress_bar import ProgressBar
 from finetune_trainer.telemetry.server import serving
 from finetune_trainer.telemetry.termination import LIMIT, encode, failure
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
+from support.prometheus import dashboard_queries
+
+
+def judged(step: int, best: int | None = None, **figures: float) -> JudgementReport:
+    return JudgementReport(step=step, figures=figures, best_step=best, seconds=2.5)
 
 
 def report(step: int, loss: float = 0.5, total: int = 100, seconds: float = 0.25) -> StepReport:
@@ -78,6 +87,13 @@ def test_progress_is_the_latest_of_everything() -> None:
     )
 
 
+def test_progress_has_the_latest_figures_and_only_those_that_are_numbers() -> None:
+    board = Board("run-1", "pod-1")
+    board.judged(judged(10, None, fidelity=0.5))
+    board.judged(judged(20, 10, fidelity=0.25, leak=math.nan))
+    assert board.progress().judgement == Judgement(step=20, figures={"fidelity": 0.25}, best_step=10)
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf, 1e30])
 def test_a_loss_that_json_cannot_say_is_left_out(loss: float) -> None:
     board = Board("run-1", "pod-1")
@@ -93,6 +109,8 @@ def test_metrics_are_served_under_their_names_and_labels() -> None:
         listener.step(report(1, loss=0.7))
         listener.step(report(2, loss=0.5))
         listener.checkpoint(2, 1.5)
+        listener.judged(judged(1, 1, fidelity=0.5, leak=0.25))
+        listener.judged(judged(2, 1, fidelity=0.25, leak=0.0))
         text = get(port, "metrics")
         progress = Progress.model_validate_json(get(port, "progress"))
         assert get(port, "healthz") == "ok\n"
@@ -119,6 +137,11 @@ def test_metrics_are_served_under_their_names_and_labels() -> None:
         ("finetune_training_images_total",): 8,
         ("finetune_checkpoints_total",): 1,
         ("finetune_checkpoint_seconds",): 1.5,
+        ("finetune_judgement", "fidelity"): 0.25,
+        ("finetune_judgement", "leak"): 0.0,
+        ("finetune_judgement_step",): 2,
+        ("finetune_judgement_best_step",): 1,
+        ("finetune_evaluation_seconds_total",): 5.0,
         ("finetune_phase", "Training"): 1,
         ("finetune_phase", "Starting"): 0,
         ("finetune_memory_bytes", "device"): 0,
@@ -149,6 +172,36 @@ def test_lines_come_with_each_stage_and_at_most_every_ten_seconds(caplog: pytest
         "Training",
         *(f"step {step} of 100" for step in (1, 21, 41, 61, 81, 100)),
     ]
+
+
+def test_a_judgement_is_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="finetune"):
+        LogListener().judged(judged(20, 10, fidelity=0.9375, leak=0.04))
+        LogListener().judged(judged(20, None, fidelity=0.5))
+    assert [record.getMessage() for record in caplog.records] == [
+        "step 20 was judged: fidelity 0.938, leak 0.04; the best so far is step 10",
+        "step 20 was judged: fidelity 0.5",
+    ]
+    assert caplog.records[0].judgement == {"fidelity": 0.9375, "leak": 0.04}
+
+
+def test_before_a_judgement_there_is_none() -> None:
+    text = generate_latest(Metrics("team", "my-dog", "lora").registry).decode()
+    assert "finetune_judgement_best_step{" not in text, "no step is the best of none"
+    assert "finetune_judgement{" not in text
+
+
+def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
+    metrics = Metrics("team", "my-dog", "lora")
+    metrics.judged(judged(1, 1, **dict.fromkeys(FIGURES, 0.5)))
+    known = set(re.findall(r"^(finetune_\w+)", generate_latest(metrics.registry).decode(), re.MULTILINE))
+    queries = [query for _, query in dashboard_queries(namespace="team", finetunejob="my-dog")]
+    asked = {name for query in queries for name in re.findall(r"finetune_\w+", query)}
+    assert {name for name in asked if not name.startswith("finetune_operator_")} <= known
+    named = {
+        name for query in queries for names in re.findall(r'figure=~"([\w|]+)"', query) for name in names.split("|")
+    }
+    assert named < set(FIGURES)
 
 
 def test_json_lines_carry_figures_and_the_runs_name(capsys: pytest.CaptureFixture[str]) -> None:
