@@ -29,7 +29,7 @@ def objects(s3: S3Server, bucket: str, prefix: str = "results/") -> dict[str, by
 
 
 def weights_of(s3: S3Server, bucket: str, ended: Ended) -> bytes:
-    (path,) = ended.result.weights
+    path, _ = ended.result.weights
     return objects(s3, bucket)[path]
 
 
@@ -52,7 +52,10 @@ def test_a_run_publishes_and_a_second_pod_finds_the_results(
     assert [attempt["id"] for attempt in manifest["attempts"]] == ["pod-1"]
     record = json.loads(published["attempts/pod-1.json"])
     assert (record["exitCode"], record["step"], record["stage"]) == (0, 5, "Done")
-    assert manifest["weights"] == ["attempts/pod-1/lora/pytorch_lora_weights.safetensors"]
+    assert manifest["weights"] == [
+        "attempts/pod-1/lora/pytorch_lora_weights.safetensors",
+        "attempts/pod-1/lora/my-dog.safetensors",
+    ]
     assert (manifest["run"]["uid"], manifest["dataset"]["files"]) == ("run-1", 3)
     assert b"data:image/png;base64," in published["attempts/pod-1/report.html"]
     assert {line["stage"] for line in ended.lines if "stage" in line} >= {"Fetching", "Training", "Publishing", "Done"}
@@ -99,7 +102,7 @@ def test_a_terminated_run_goes_on_in_another_pod_as_if_nothing_had_been(
 
     whole_spec = {**spec, "output": {**spec["output"], "uri": f"s3://{uploaded}/whole/"}}
     whole = Pod(tmp_path, whole_spec, uid="pod-3", run_uid="run-2").run()
-    (path,) = whole.result.weights
+    path, _ = whole.result.weights
     assert objects(s3, uploaded, "whole/")[path] == weights_of(s3, uploaded, resumed)
 
 

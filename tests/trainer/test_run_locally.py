@@ -40,8 +40,9 @@ def run(job: Path, *options: str) -> tuple[int, str]:
 def test_the_paths_of_what_was_made_are_printed_and_load(job: Path, tiny_sd: Path) -> None:
     code, output = run(job)
     assert code == 0
-    places = dict(line.strip().split("  ") for line in output.splitlines())
-    assert list(places) == ["weights", "report", "contact sheet", "manifest"]
+    lines = [line.strip().split("  ") for line in output.splitlines()]
+    assert [name for name, _ in lines] == ["weights", "weights", "report", "contact sheet", "manifest"]
+    places, weights = dict(lines[1:]), Path(lines[0][1])
     assert places["manifest"] == "results/manifest.json"
 
     manifest = json.loads(Path(places["manifest"]).read_text())
@@ -49,14 +50,16 @@ def test_the_paths_of_what_was_made_are_printed_and_load(job: Path, tiny_sd: Pat
         data = Path("results", file["path"]).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (file["size"], file["sha256"])
     assert manifest["training"]["steps"] == 4
-    assert Path(places["weights"]) == Path("results", *manifest["weights"])
+    assert [Path("results", path) for path in manifest["weights"]] == [weights, Path(places["weights"])]
+    assert (weights.name, Path(places["weights"]).name) == ("pytorch_lora_weights.safetensors", "dog.safetensors")
     assert Image.open(places["contact sheet"]).width > 400
     assert "a photo of sks dog" in Path(places["report"]).read_text()
 
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd)
-    weights = Path(places["weights"])
-    pipeline.load_lora_weights(weights.parent, weight_name=weights.name)
-    assert pipeline.get_active_adapters()
+    for file in (weights, Path(places["weights"])):
+        pipeline.load_lora_weights(file.parent, weight_name=file.name)
+        assert pipeline.get_active_adapters()
+        pipeline.unload_lora_weights()
 
 
 def test_a_second_run_says_that_all_is_done_and_how_to_run_anew(job: Path) -> None:
