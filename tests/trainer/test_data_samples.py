@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from finetune_api import TrainingRun
+from finetune_api.methods import MethodSpec
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.data.samples import Batch, Samples
 from finetune_trainer.data.text import MAX_KEPT, TextCache
 from finetune_trainer.errors import DataError
 from finetune_trainer.families import Family, load_family
 from finetune_trainer.group.team import ALONE, Alone, Team
-from finetune_trainer.methods import make_methods
+from finetune_trainer.methods import NoFiles, make_methods
 from finetune_trainer.training.making_samples import make_samples
 from PIL import Image
 from support.training import Memory, make_pictures, make_run, train_once
@@ -369,3 +370,21 @@ def test_what_is_missing_is_said_before_anything_is_encoded(family: Family, shap
         with pytest.raises(DataError, match=message) as caught:
             samples_of(make_run("dreamBooth", dataset={"captions": {"source": source}}), family, shapes)
         assert caught.value.exit_code == 65
+
+
+def test_a_word_that_no_caption_has_would_learn_nothing(tiny_sd: Path, tmp_path: Path) -> None:
+    family = load_family(tiny_sd, torch.device("cpu"))
+    run = make_run("lora", dataset={"captions": {"source": "Sidecar"}})
+    lora = run.method.lora
+    assert lora is not None
+    tokens = [{"placeholder": "<cat>", "initializer": "c"}]
+    method = MethodSpec.model_validate({"lora": lora.wire() | {"tokens": tokens, "prompt": "a <cat>"}})
+    methods = make_methods(method, 0)
+    for one in methods:
+        one.install(family, NoFiles())
+    folder = with_texts(tmp_path, {"0.txt": "a dog", "1.txt": "two dogs"})
+    none = PictureSet.of([])
+    with pytest.raises(DataError, match=r"dataset\.captions: no caption has <cat>.*write the word into the captions"):
+        make_samples(run, family, methods, PictureSet.open(folder), none, None)
+    (folder / "1.txt").write_text("a dog and a <cat>")
+    assert make_samples(run, family, methods, PictureSet.open(folder), none, None).step(0)

@@ -68,10 +68,11 @@ class BucketOrder:
         """Items of a micro-batch, all of one bucket. Where a bucket ends in the middle of one, its next pass begins
         there: within any pass over all items each is seen as often as any other, up to one micro-batch."""
         epoch = self._epoch(number)
-        order = bucket_order(self._seed, epoch, [b - a for a, b in zip(*self._span(epoch), strict=True)])
-        place = number - sum(self._begun(epoch))
+        before, after = self._begun(epoch), self._begun(epoch + 1)
+        order = bucket_order(self._seed, epoch, [b - a for a, b in zip(before, after, strict=True)])
+        place = number - sum(before)
         bucket = order[place]
-        nth = self._begun(epoch)[bucket] + order[:place].count(bucket)
+        nth = before[bucket] + order[:place].count(bucket)
         items = self._buckets[bucket]
         first = nth * self._batch_size
         return [
@@ -81,9 +82,6 @@ class BucketOrder:
     def _begun(self, epoch: int) -> list[int]:
         """Micro-batches that each bucket has yielded before the pass `epoch`."""
         return [epoch * len(items) // self._batch_size for items in self._buckets]
-
-    def _span(self, epoch: int) -> tuple[list[int], list[int]]:
-        return self._begun(epoch), self._begun(epoch + 1)
 
     def _epoch(self, number: int) -> int:
         """The pass in which micro-batch `number` falls."""

@@ -26,6 +26,10 @@ class Captions:
         """The same to draw from for all `pictures`."""
         return cls((tuple(captions),) * pictures)
 
+    def all(self) -> tuple[str, ...]:
+        """Different ones, before anything is shuffled."""
+        return tuple(dict.fromkeys(text for choices in self.choices for text in choices))
+
     def of(self, picture: int, drawn: Draw) -> str:
         """The caption of a sample."""
         if self.dropout and drawn.drops_caption(self.dropout):

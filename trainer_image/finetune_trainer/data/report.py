@@ -118,7 +118,7 @@ def look_at(
         for i in all_items
         if (mask := latents.mask(i, shapes[i])) is not None and not bool(mask.any())
     }
-    texts = list(dict.fromkeys(text for choices in captions.choices for text in choices))
+    texts = captions.all()
     cut = [text for text in texts if windows_of(text) > windows]
     alike = near_duplicates.groups([picture.fingerprint for picture in pictures.pictures])
     return DataReport(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from finetune_api import TrainingRun
@@ -10,6 +10,7 @@ from finetune_api.dataset import CaptionsSpec, DatasetSpec
 from finetune_api.resolve import prior_of
 
 from finetune_trainer.data.buckets import BucketOrder, Shape, bucket_shapes, nearest
+from finetune_trainer.data.caption_files import listed
 from finetune_trainer.data.captions import Captions
 from finetune_trainer.data.dataset import Dataset, read_dataset
 from finetune_trainer.data.draw import Purpose
@@ -18,9 +19,10 @@ from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.data.report import look_at
 from finetune_trainer.data.samples import Plan, Samples, Stream
 from finetune_trainer.data.text import TextCache
+from finetune_trainer.errors import DataError
 from finetune_trainer.families.base import Family
 from finetune_trainer.group.team import ALONE, Team
-from finetune_trainer.methods import Method, needs_of
+from finetune_trainer.methods import Method, NewWords, needs_of
 
 TOKENS_PER_WINDOW = 75
 
@@ -40,7 +42,7 @@ def make_samples(
         methods: installed, so that the family knows their words.
 
     Raises:
-        DataError: captions or masks do not fit the pictures.
+        DataError: captions or masks do not fit the pictures, or no caption has a word that is to be learned.
         ConfigurationError: no bucket has the sides that are asked for.
     """
     spec, asked = run.training, run.dataset
@@ -48,7 +50,9 @@ def make_samples(
     folder = None if cache_dir is None else cache_dir / "latents"
     crops = Crops(asked.crops_per_picture, asked.crop == "Random", asked.flip, spec.seed)
     latents = Latents(family, pictures, crops, folder, dataset.masks)
-    instances = Stream(Purpose.INSTANCE, latents, captions_of(dataset, asked.captions, methods[0].captions))
+    captions = captions_of(dataset, asked.captions, methods[0].captions)
+    _check_words(captions, methods)
+    instances = Stream(Purpose.INSTANCE, latents, captions)
     prior = prior_of(run.method)
     class_stream = None
     if prior is not None:
@@ -58,9 +62,7 @@ def make_samples(
     shapes = shapes_of(pictures, asked, asked.resolution or family.resolution, crops.count)
     items = [item for item in range(len(latents)) for _ in range(dataset.captions[latents.picture_of(item)].repeats)]
     buckets = [[item for item in items if shapes[item] == shape] for shape in sorted(set(shapes))]
-    prompts = {text for texts in instances.captions.choices for text in texts}
-    if prior is not None:
-        prompts.add(prior.class_prompt)
+    prompts = captions.all() if prior is None else (*captions.all(), prior.class_prompt)
     windows = windows_for(prompts, asked.captions or CaptionsSpec(), family)
     return Samples(
         family=family,
@@ -80,7 +82,7 @@ def make_samples(
             pictures,
             items,
             shapes,
-            instances.captions,
+            captions,
             windows,
             family.chunks_of,
             len(classes),
@@ -105,6 +107,17 @@ def shapes_of(pictures: PictureSet, spec: DatasetSpec, resolution: int, crops: i
     return [shape for shape in chosen for _ in range(crops)]
 
 
-def windows_for(prompts: set[str], spec: CaptionsSpec, family: Family) -> int:
+def windows_for(prompts: Collection[str], spec: CaptionsSpec, family: Family) -> int:
     """Windows of tokens for all prompts of a run: as many as the longest needs, up to captions.maxTokens."""
     return min(max(family.chunks_of(prompt) for prompt in prompts), spec.max_tokens // TOKENS_PER_WINDOW)
+
+
+def _check_words(captions: Captions, methods: Sequence[Method]) -> None:
+    results = [method.result() for method in methods]
+    words = [word for result in results if isinstance(result, NewWords) for word in result.words]
+    missing = [word for word in words if not any(word in caption for caption in captions.all())]
+    if missing:
+        raise DataError(
+            f"dataset.captions: no caption has {listed(missing)}, and so nothing would be learned of it; write the "
+            "word into the captions of the pictures that show it, or use captions.source: Prompt"
+        )
