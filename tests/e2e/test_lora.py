@@ -15,6 +15,9 @@ from support.cluster import Cluster, Namespace, fresh_namespace
 from support.prometheus import Prometheus, dashboard_queries
 from support.waiting import eventually
 
+# Beside what the example asks for: figures on the way and pictures with the result. Few, for a CPU draws them.
+JUDGEMENT = {"imagesPerPrompt": 4, "everySteps": 125, "keepBest": False}
+SAMPLES = {"prompts": ["a photo of a sks circle on a red background"], "imagesPerPrompt": 5, "inferenceSteps": 5}
 # Of 64 pictures each: how much more often the subject must appear than with the base model.
 FIDELITY_MARGIN = 0.5
 
@@ -32,7 +35,7 @@ class Done:
 def lora(cluster: Cluster, s3: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
     """The README's example, applied and followed to its end."""
     with fresh_namespace(cluster, "lora") as namespace:
-        namespace.apply(example("finetunejob.yaml", namespace))
+        namespace.apply(example("finetunejob.yaml", namespace, judgement=JUDGEMENT, samples=SAMPLES))
         watched = namespace.job("figure")
         try:
             running = watched.until(lambda j: step(j) > 0 or ended(j), seconds=300, what="training")
@@ -86,6 +89,15 @@ def test_results_are_complete(lora: Done) -> None:
     names = {Path(file["path"]).name for file in lora.results.manifest["files"]}
     assert {"pytorch_lora_weights.safetensors", "report.html", "contact_sheet.png"} <= names
     assert lora.results.manifest["run"]["uid"] == lora.job["metadata"]["uid"]
+
+
+def test_judgement_stands_in_status_and_samples_beside_the_weights(lora: Done) -> None:
+    judgement = lora.job["status"]["judgement"]
+    assert judgement["step"] == lora.job["status"]["progress"]["totalSteps"]
+    assert {"fidelity", "leak", "drift"} <= judgement["figures"].keys()
+    assert all(float(value) == float(value) for value in judgement["figures"].values())
+    samples = [file["path"] for file in lora.results.manifest["files"] if "/samples/" in file["path"]]
+    assert len([path for path in samples if path.endswith(".png") and "sheet" not in path]) == 5
 
 
 def test_prometheus_has_loss_and_step(lora: Done, prometheus: Prometheus) -> None:
