@@ -56,7 +56,7 @@ def install(
         (
             "lora",
             {"rank": 4, "targets": ["convolution"], "trainTextEncoder": True},
-            "method.lora.trainTextEncoder is true, and method.lora.targets has only convolution",
+            "method.lora.targets has only convolution, which a text encoder does not have; add attention, or set",
         ),
         (
             "lora",

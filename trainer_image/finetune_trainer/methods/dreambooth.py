@@ -22,7 +22,7 @@ class DreamBooth:
     def __init__(self, spec: DreamBoothSpec) -> None:
         self._spec = spec
         self.needs = Needs(live_text_encoder=spec.train_text_encoder)
-        self.captions = (spec.prompt,)
+        self.captions: tuple[str, ...] = (spec.prompt,)
         self._parts: tuple[str, ...] = ()
 
     def install(self, family: Family, files: Files) -> tuple[ParameterGroup, ...]:

@@ -90,7 +90,7 @@ class HypernetworkMethod:
                 "out is added to what goes in"
             )
         self._spec, self._seed = spec, seed
-        self.captions = (spec.prompt,)
+        self.captions: tuple[str, ...] = (spec.prompt,)
         self._pairs: dict[int, tuple[ContextNetwork, ContextNetwork]] = {}
 
     def install(self, family: Family, files: Files) -> tuple[ParameterGroup, ...]:

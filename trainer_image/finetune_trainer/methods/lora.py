@@ -39,25 +39,19 @@ class Lora:
         self._spec, self._seed = spec, seed
         self._alpha = float(spec.rank) if spec.alpha is None else spec.alpha
         self.needs = Needs(live_text_encoder=spec.train_text_encoder)
-        self.captions = (spec.prompt,)
+        self.captions: tuple[str, ...] = (spec.prompt,)
         self._parts: dict[str, nn.Module] = {}
         self._modules: dict[str, list[str]] = {}
 
     def install(self, family: Family, files: Files) -> tuple[ParameterGroup, ...]:
-        self._modules = {family.denoiser: _ends(TARGETS, self._spec)}
+        layers = {family.denoiser: TARGETS}
         if self._spec.train_text_encoder:
-            ends = _ends(TEXT_TARGETS, self._spec)
-            if not ends:
-                raise ConfigurationError(
-                    "method.lora.trainTextEncoder is true, and method.lora.targets has only convolution, which a text "
-                    "encoder does not have; add attention, or set trainTextEncoder: false"
-                )
-            self._modules |= dict.fromkeys(family.text_encoders, ends)
+            layers |= dict.fromkeys(family.text_encoders, TEXT_TARGETS)
         groups = []
         first = 0
-        for name, ends in self._modules.items():
+        for name, kinds in layers.items():
             part = self._parts[name] = family.parts[name]
-            self._check(name, part, ends)
+            ends = self._modules[name] = self._ends(name, part, kinds)
             part.add_adapter(self._config(ends))
             part.train(part.training)  # new layers are born in training mode, and would drop while others draw
             parameters = {
@@ -107,22 +101,30 @@ class Lora:
             use_rslora=spec.use_rslora,
         )
 
-    def _check(self, name: str, part: nn.Module, ends: list[str]) -> None:
-        """Whether each kind of layer is there, and each matrix as large as the rank at least."""
-        kinds = TEXT_TARGETS if ends[0] in TEXT_TARGETS["attention"] + TEXT_TARGETS["feedForward"] else TARGETS
-        for target in self._spec.targets:
-            if target in kinds and not list(_layers(part, kinds[target])):
+    def _ends(self, name: str, part: nn.Module, kinds: Mapping[str, tuple[str, ...]]) -> list[str]:
+        """Ends of the names of the layers that get matrices. All asked for are there, and each layer is as large as
+        the rank at least."""
+        chosen = {target: kinds[target] for target in self._spec.targets if target in kinds}
+        if not chosen:
+            raise ConfigurationError(
+                f"method.lora.targets has only {', '.join(self._spec.targets)}, which a text encoder does not have; "
+                "add attention, or set method.lora.trainTextEncoder: false"
+            )
+        for target, ends in chosen.items():
+            layers = list(_layers(part, ends))
+            if not layers:
                 raise ConfigurationError(
                     f"method.lora.targets has {target}, and the model's {name} has no such layers "
-                    f"({', '.join(kinds[target])}); remove it"
+                    f"({', '.join(ends)}); remove it"
                 )
-        for path, layer in _layers(part, ends):
-            rows, columns = layer.weight.shape[0], math.prod(layer.weight.shape[1:])
-            if self._spec.rank > min(rows, columns):
-                raise ConfigurationError(
-                    f"method.lora.rank is {self._spec.rank}, and {name}.{path} is a matrix of {rows} × {columns}, "
-                    f"which has no higher rank than {min(rows, columns)}; use at most that"
-                )
+            for path, layer in layers:
+                rows, columns = layer.weight.shape[0], math.prod(layer.weight.shape[1:])
+                if self._spec.rank > min(rows, columns):
+                    raise ConfigurationError(
+                        f"method.lora.rank is {self._spec.rank}, and {name}.{path} is a matrix of {rows} × {columns}, "
+                        f"which has no higher rank than {min(rows, columns)}; use at most that"
+                    )
+        return sorted(end for ends in chosen.values() for end in ends)
 
     @torch.no_grad()
     def _initialise(self, parameters: Mapping[str, nn.Parameter], first: int) -> None:
@@ -140,9 +142,10 @@ class Lora:
     def _continue_from(self, weights: AdapterWeights, source: str) -> None:
         """Copies `weights`. Where their scale is another, the upper matrices take up the difference: what the layers
         say stays the same."""
-        check_fits(weights, self.result(), source)
+        own = self.result()
+        check_fits(weights, own, source)
         for name, part in self._parts.items():
-            own_scale = scale_of(self.result().config[name])
+            own_scale = scale_of(own.config[name])
             for key, tensor in self._tensors(part):
                 given = weights.tensors[name][key].to(tensor)
                 if key.endswith(".lora_B.weight"):
@@ -156,11 +159,7 @@ class Lora:
             yield key, tensor.detach()
 
 
-def _ends(kinds: Mapping[str, tuple[str, ...]], spec: LoraSpec) -> list[str]:
-    return sorted(end for target in spec.targets for end in kinds.get(target, ()))
-
-
-def _layers(part: nn.Module, ends: tuple[str, ...] | list[str]) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+def _layers(part: nn.Module, ends: tuple[str, ...]) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
     """Layers of `part` whose names end so, as PEFT chooses them."""
     for path, module in part.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and any(path == end or path.endswith(f".{end}") for end in ends):
