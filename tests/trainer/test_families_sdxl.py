@@ -2,17 +2,23 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import DDPMScheduler, StableDiffusionXLPipeline
+from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.errors import DataError
 from finetune_trainer.families import Family, load_family
 from finetune_trainer.families.noise import drawing_scheduler
+from finetune_trainer.methods import NoFiles, make_methods, needs_of
+from finetune_trainer.training.making_samples import make_samples
+from finetune_trainer.training.step_module import StepModule
 from safetensors.torch import load_file
 from support.tiny_sdxl import POOLED, WIDTHS, build_tiny_sdxl
+from support.training import make_run
 
 CPU = torch.device("cpu")
 PROMPTS, NEGATIVES = ["a dog", "two cats"], ["blurry", "bad"]
@@ -143,6 +149,46 @@ def test_what_is_predicted(scheduler: dict[str, object], expected: str, tmp_path
     )
     torch.testing.assert_close(family.snr(timesteps), (alpha / (1 - alpha)).view(1))
     assert family.prediction_type == {"noise": "epsilon", "velocity": "v_prediction"}[expected]
+
+
+@pytest.mark.parametrize("technique", ["dreamBooth", "textualInversion"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_loss_is_that_of_diffusers_own_parts(
+    technique: str, prediction: str, pictures: Path, tmp_path: Path
+) -> None:
+    """With the text encoded once and with it encoded in the step; nothing of the family but what was drawn."""
+    model = build_tiny_sdxl(tmp_path, prediction_type=prediction)
+    family, folder = load_family(model, CPU), PictureSet.open(pictures)
+    tokens = [{"placeholder": "<new>", "initializer": "b"}]
+    method = {"tokens": tokens, "normalizeEmbeddings": False} if technique == "textualInversion" else {"prompt": "a b"}
+    run = make_run(technique, method={technique: method}, training={"batchSize": 2})
+    methods = make_methods(run.method, 0)
+    for each in methods:
+        each.install(family, NoFiles())
+    (batch,) = make_samples(run, family, methods, folder, PictureSet.of([], "none"), None).step(0)
+    if technique == "textualInversion":
+        batch = replace(batch, token_ids=family.tokenize(["a <new>"] * 2))
+    module = StepModule(family, needs_of(methods), run.training.loss)
+    _, losses = module(batch)
+
+    pipeline = StableDiffusionXLPipeline.from_pretrained(model, add_watermarker=False)
+    noise = DDPMScheduler.from_config(pipeline.scheduler.config)
+    moments = batch.moments
+    latents = (moments.mean + (0.5 * moments.logvar).exp() * batch.posterior_noise) * pipeline.vae.config.scaling_factor
+    embeddings, _, pooled, _ = pipeline.encode_prompt(["a b"] * 2, do_classifier_free_guidance=False)
+    prediction_made = pipeline.unet(
+        noise.add_noise(latents, batch.noise, batch.timesteps),
+        batch.timesteps,
+        embeddings,
+        added_cond_kwargs={"text_embeds": pooled, "time_ids": batch.sizes},
+    ).sample
+    target = batch.noise if prediction == "epsilon" else noise.get_velocity(latents, batch.noise, batch.timesteps)
+    expected = (prediction_made - target).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(losses, expected)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        _, rough = module(batch)
+    torch.testing.assert_close(rough.float(), expected, rtol=0.05, atol=0)
 
 
 def test_a_model_in_half_precision_only(tmp_path: Path) -> None:

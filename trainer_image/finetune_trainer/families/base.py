@@ -91,11 +91,15 @@ class Family(Protocol):
         trained."""
 
     def word_known(self, word: str) -> bool:
-        """Whether `word` is a single token of the vocabulary."""
+        """Whether `word` is a single token of the vocabulary, or was added to it; capitals do not count."""
 
     def embed(self, text: str) -> dict[str, Tensor]:
         """The vocabulary's vectors for the tokens of `text`, begin and end left out: text encoder → float32
-        [tokens, width]."""
+        [tokens, width], a copy.
+
+        Raises:
+            ConfigurationError: the vocabulary cannot spell it.
+        """
 
     def vocabulary(self, part: str) -> Tensor:
         """The frozen table of text encoder `part`, float32 [words, width]."""
@@ -112,6 +116,7 @@ class Family(Protocol):
 
         Raises:
             ValueError: the word is known already.
+            DataError: vectors are missing, or are of another width than the model's. Nothing was added.
         """
 
     def encode_image(self, pixels: Tensor) -> Moments:

@@ -10,7 +10,8 @@ def windows(pieces: Iterable[Sequence[int]], room: int) -> list[list[int]]:
     """Token ids in windows of at most `room`, at least one window.
 
     A piece (the tokens of one new word) stays whole: where it does not fit any more it opens the next window, as in
-    AUTOMATIC1111's web UI. One that is larger than a window is cut.
+    AUTOMATIC1111's web UI. One that is larger than a window is cut. Other than there, nothing is moved to the next
+    window for the sake of a comma.
     """
     found: list[list[int]] = [[]]
     for piece in pieces:
