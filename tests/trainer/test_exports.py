@@ -105,6 +105,8 @@ def test_lora_file_has_these_keys_and_says_rank_and_alpha(tiny_sd: Path, picture
         "unet.peft_type": "LORA",
         "unet.r": 4,
         "unet.target_modules": ["to_k", "to_out.0", "to_q", "to_v"],
+        "unet.use_dora": False,
+        "unet.use_rslora": False,
     }
 
 
