@@ -25,6 +25,7 @@ from support.training import Memory, make_run, train_once
 from typer.testing import CliRunner
 
 CPU = torch.device("cpu")
+NO_CLASSES = PictureSet.of([], "class pictures")
 Undisturbed = tuple[dict[str, torch.Tensor], Judging, int, Memory]
 
 
@@ -67,7 +68,9 @@ def train_judged(
 
     def duties_of(family: Family) -> Sequence[Duty]:
         encoder = load_encoder(dino, CPU)
-        made.append(Judging(run, family, encoder, PictureSet.open(pictures), listener, should_stop, lambda: 0.0))
+        made.append(
+            Judging(run, family, encoder, PictureSet.open(pictures), NO_CLASSES, listener, should_stop, lambda: 0.0)
+        )
         return made[0].duties
 
     family, outcome = train_once(run, model, pictures, folder, should_stop, listener, duties_of=duties_of)
@@ -90,7 +93,8 @@ def test_every_judged_step_is_told(undisturbed: Undisturbed) -> None:
     assert [report.step for report in listener.judgements] == [2, 4, 6]
     for report in listener.judgements:
         assert set(report.figures) == {
-            "fidelity", "diversity", "leak", "drift", "otherLeak", "otherDrift", "nearestDistance", "nearCopies"
+            "fidelity", "diversity", "leak", "drift", "otherLeak", "otherDrift", "nearestDistance", "nearCopies",
+            "trainingLoss",
         }  # fmt: skip
         assert set(report.figures) <= set(FIGURES)
         assert report.figures["drift"] > 0
@@ -149,7 +153,9 @@ def test_patience_ends_the_training(tiny_sd: Path, dino: Path, pictures: Path, t
 
 def test_without_an_encoder_pictures_are_drawn_and_nothing_is_judged(tiny_sd: Path, pictures: Path) -> None:
     run = make_run(validation={"imagesPerPrompt": 2, "inferenceSteps": 2, "everySteps": 2})
-    judging = Judging(run, load_family(tiny_sd, CPU), None, PictureSet.open(pictures), Memory(), lambda: False)
+    judging = Judging(
+        run, load_family(tiny_sd, CPU), None, PictureSet.open(pictures), NO_CLASSES, Memory(), lambda: False
+    )
     (duty,) = judging.duties
     assert duty.every == 2
     duty(2)

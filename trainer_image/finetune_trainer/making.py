@@ -95,7 +95,8 @@ def make(
     class_pictures = _class_pictures(run, family, settings, listener, should_stop)
 
     listener.stage("DrawingBefore")
-    judging = Judging(run, family, encoder, pictures, listener, should_stop)
+    classes = PictureSet.of(class_pictures, "class pictures")
+    judging = Judging(run, family, encoder, pictures, classes, listener, should_stop)
 
     # a pod's disk ends with it, also where the output is a volume
     remote = store if settings.in_pod or run.output.uri.startswith("s3://") else None

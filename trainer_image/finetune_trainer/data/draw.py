@@ -28,6 +28,8 @@ class Purpose(IntEnum):
     """The noise a class picture is drawn from; the index is the picture's."""
     INITIALISATION = 4
     """First values of new weights; the index is the tensor's."""
+    VALIDATION = 5
+    """Which pictures are held out, and the noise of the loss on them; the index is the picture's."""
 
 
 class _Stream(IntEnum):

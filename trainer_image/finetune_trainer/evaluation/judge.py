@@ -3,8 +3,8 @@ kept, what the encoder saw is enough."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
@@ -26,6 +26,8 @@ class Look:
     """For each prompt; empty where nobody judges."""
     rows: tuple[tuple[Image.Image, ...], ...]
     """For each prompt its first pictures."""
+    losses: Mapping[str, Figure] = field(default_factory=dict)
+    """With fixed noise, where they are measured."""
 
 
 class Judge:
@@ -69,7 +71,7 @@ class Judge:
 
     def figures(self, base: Look, now: Look) -> dict[str, Figure]:
         """Figures of `now` beside the base model's look at the same prompts and seeds."""
-        return judged(self._training, base.shown, now.shown)
+        return judged(self._training, base.shown, now.shown) | dict(now.losses)
 
 
 def first_pictures(batches: Iterable[Sequence[Drawn]], prompts: int, keep: int) -> tuple[tuple[Image.Image, ...], ...]:

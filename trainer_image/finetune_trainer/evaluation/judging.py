@@ -4,18 +4,21 @@ the same code each time."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from finetune_api import TrainingRun
 from PIL import Image
 
+from finetune_trainer.data.held_out import held_out
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.errors import ConfigurationError, Interrupted
 from finetune_trainer.evaluation.drawing import drawn_pictures
 from finetune_trainer.evaluation.duty import JudgementDuty, PicturesDuty
 from finetune_trainer.evaluation.encoders import Encoder, load_encoder
+from finetune_trainer.evaluation.fixed_noise import FixedNoiseLoss
 from finetune_trainer.evaluation.found import Judgement, Pictures
 from finetune_trainer.evaluation.judge import Judge, Look, first_pictures
 from finetune_trainer.evaluation.snapshots import SEEDS
@@ -38,6 +41,7 @@ class Judging:
         family: Family,
         encoder: Encoder | None,
         pictures: PictureSet,
+        classes: PictureSet,
         listener: Listener,
         should_stop: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
@@ -45,6 +49,7 @@ class Judging:
         """
         Args:
             family: the base model, before a technique is installed.
+            classes: class pictures, if there are any.
             encoder: who judges; None draws pictures and judges nothing.
 
         Raises:
@@ -58,9 +63,13 @@ class Judging:
         self.prompts = judged_prompts(wording, prompts) if spec is not None and encoder else prompts
         self._judge: Judge | None = None
         if encoder is not None:
-            judge = Judge(encoder, wording, self.prompts, _training_pictures(pictures))
+            held = held_out(run, len(pictures))
+            judge = Judge(encoder, wording, self.prompts, _training_pictures(pictures, held))
             # who was not asked for keeps quiet about what it does not know
             self._judge = judge if spec is not None or judge.recognises else None
+        self._losses: FixedNoiseLoss | None = None
+        if spec is not None and encoder is not None:
+            self._losses = FixedNoiseLoss(run, family, pictures, classes, wording)
         self._base = self._look(self._count)
         self._judged: JudgementDuty | None = None
         if self._judge is not None and spec is not None and spec.every_steps is not None:
@@ -120,7 +129,8 @@ class Judging:
             self._family, self.prompts, count, validation.inference_steps, validation.guidance_scale, on_progress
         )
         if self._judge is not None and judged:
-            return self._judge.look(drawn, self._kept)
+            look = self._judge.look(drawn, self._kept)
+            return look if self._losses is None else replace(look, losses=self._losses())
         return Look((), first_pictures(drawn, len(self.prompts), self._kept))
 
 
@@ -144,8 +154,9 @@ def encoder_of(run: TrainingRun, encoder: Path | None, base_model: Path, device:
     return None
 
 
-def _training_pictures(pictures: PictureSet) -> Iterable[Sequence[Image.Image]]:
-    count = min(len(pictures), MOST_TRAINING_PICTURES)
-    chosen = [pictures.pictures[i * len(pictures) // count] for i in range(count)]
+def _training_pictures(pictures: PictureSet, held: Collection[int]) -> Iterable[Sequence[Image.Image]]:
+    trained = [picture for number, picture in enumerate(pictures.pictures) if number not in held]
+    count = min(len(trained), MOST_TRAINING_PICTURES)
+    chosen = [trained[i * len(trained) // count] for i in range(count)]
     for start in range(0, count, BATCH):
         yield [picture.load() for picture in chosen[start : start + BATCH]]

@@ -84,8 +84,22 @@ MEANINGS: dict[str, Meaning] = {
     ),
     "validationLoss": Meaning(
         "Validation loss",
-        "loss with fixed noise, which single steps do not blur",
-        "loss with fixed noise, which single steps do not blur",
+        "loss with fixed noise on pictures that were held out of the training",
+        "loss with fixed noise on pictures that were held out of the training",
+        "lower",
+    ),
+    "trainingLoss": Meaning(
+        "Loss on the training pictures",
+        "loss with fixed noise, on the training pictures: with fewer than 20 none is held out. It falls too when they "
+        "are learned by heart",
+        "loss with fixed noise, on the training pictures: with fewer than 20 none is held out. It falls too when they "
+        "are learned by heart",
+        "",
+    ),
+    "classLoss": Meaning(
+        "Loss on class pictures",
+        "loss with fixed noise on the class pictures of prior preservation",
+        "loss with fixed noise on the class pictures of prior preservation",
         "lower",
     ),
 }

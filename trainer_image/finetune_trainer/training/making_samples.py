@@ -14,6 +14,7 @@ from finetune_trainer.data.caption_files import listed
 from finetune_trainer.data.captions import Captions
 from finetune_trainer.data.dataset import Dataset, read_dataset
 from finetune_trainer.data.draw import Purpose
+from finetune_trainer.data.held_out import held_out
 from finetune_trainer.data.latents import Crops, Latents
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.data.report import look_at
@@ -60,7 +61,9 @@ def make_samples(
         class_stream = Stream(Purpose.CLASS, Latents(family, classes, Crops(), folder), called, prior.weight)
 
     shapes = shapes_of(pictures, asked, asked.resolution or family.resolution, crops.count)
-    items = [item for item in range(len(latents)) for _ in range(dataset.captions[latents.picture_of(item)].repeats)]
+    held = held_out(run, len(pictures))
+    trained = [item for item in range(len(latents)) if latents.picture_of(item) not in held]
+    items = [item for item in trained for _ in range(dataset.captions[latents.picture_of(item)].repeats)]
     buckets = [[item for item in items if shapes[item] == shape] for shape in sorted(set(shapes))]
     prompts = captions.all() if prior is None else (*captions.all(), prior.class_prompt)
     windows = windows_for(prompts, asked.captions or CaptionsSpec(), family)

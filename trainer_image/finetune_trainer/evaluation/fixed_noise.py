@@ -1,0 +1,91 @@
+"""The loss with noise that is the same at each judgement: unlike the loss of single steps, it can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from finetune_api import TrainingRun
+from finetune_api.dataset import CaptionsSpec
+from finetune_api.resolve import prior_of
+
+from finetune_trainer.data.dataset import read_dataset
+from finetune_trainer.data.draw import Purpose, draw
+from finetune_trainer.data.held_out import held_out
+from finetune_trainer.data.latents import Crops, Latents, View
+from finetune_trainer.data.pictures import PictureSet
+from finetune_trainer.evaluation.intervals import Figure, mean
+from finetune_trainer.evaluation.wording import Wording
+from finetune_trainer.families.base import Cond, Family
+from finetune_trainer.training.loss import sample_losses
+
+TIMESTEPS = 8
+"""Noise levels for each picture, evenly spaced."""
+MOST = 32
+"""Pictures of a kind."""
+TOKENS_PER_WINDOW = 75
+
+
+@dataclass(frozen=True)
+class _Sample:
+    picture: int
+    caption: str
+    view: View
+
+
+class FixedNoiseLoss:
+    """Mean squared error on the user's pictures and on class pictures. Pictures that were held out are told as
+    `validationLoss`; where none could be spared, the trained ones as `trainingLoss`, which also falls when they are
+    learned by heart. Class pictures are told as `classLoss`."""
+
+    def __init__(
+        self, run: TrainingRun, family: Family, pictures: PictureSet, classes: PictureSet, wording: Wording
+    ) -> None:
+        self._family, self._seed = family, run.training.seed
+        self._windows = (run.dataset.captions or CaptionsSpec()).max_tokens // TOKENS_PER_WINDOW
+        side = run.dataset.resolution or family.resolution
+        held = held_out(run, len(pictures))
+        dataset = read_dataset(pictures, run.dataset)
+        latents = Latents(family, pictures, Crops(), None, dataset.masks)
+        own = [
+            _Sample(i, dataset.captions[i].caption or wording.subject_prompt, latents.get(i, (side, side), False))
+            for i in _some(sorted(held) or range(len(pictures)))
+        ]
+        self._samples: dict[str, list[_Sample]] = {"validationLoss" if held else "trainingLoss": own}
+        prior = prior_of(run.method)
+        if prior is not None and len(classes):
+            views = Latents(family, classes, Crops(), None)
+            self._samples["classLoss"] = [
+                _Sample(i, prior.class_prompt, views.get(i, (side, side), False)) for i in _some(range(len(classes)))
+            ]
+
+    @torch.no_grad()
+    def __call__(self) -> Mapping[str, Figure]:
+        """With the model as it is now; each picture counts once."""
+        return {name: mean([self._loss(sample) for sample in samples]) for name, samples in self._samples.items()}
+
+    def _loss(self, sample: _Sample) -> float:
+        family, device = self._family, self._family.device
+        moments = sample.view.moments.to(device)
+        levels = [(2 * k + 1) * family.timesteps // (2 * TIMESTEPS) for k in range(TIMESTEPS)]
+        shape = tuple(moments.mean.shape)
+        noise = torch.cat(
+            [draw(self._seed, Purpose.VALIDATION, k, sample.picture).noise(shape) for k in range(TIMESTEPS)]
+        )
+        timesteps, noise = torch.tensor(levels, device=device), noise.to(device)
+        # the mean of what the VAE sees: its own noise would only blur
+        latents = family.latents(moments, torch.zeros_like(moments.mean)).expand(TIMESTEPS, -1, -1, -1)
+        chunks = min(self._windows, family.chunks_of(sample.caption))
+        cond = Cond.stack([family.encode_text(family.tokenize([sample.caption], chunks))] * TIMESTEPS)
+        sizes = torch.tensor([sample.view.sizes] * TIMESTEPS, device=device)
+        prediction = family.predict(family.add_noise(latents, noise, timesteps), timesteps, cond, sizes)
+        mask = sample.view.mask
+        masks = None if mask is None else mask.to(device).expand(TIMESTEPS, -1, -1, -1)
+        return float(sample_losses(prediction, family.target(latents, noise, timesteps), masks).mean())
+
+
+def _some(numbers: Sequence[int]) -> list[int]:
+    """At most MOST of them, evenly chosen."""
+    count = min(len(numbers), MOST)
+    return [numbers[i * len(numbers) // count] for i in range(count)]
