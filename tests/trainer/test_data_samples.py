@@ -312,6 +312,17 @@ def test_the_report_says_what_stands_out(family: Family, shapes: Path, tmp_path:
     assert json.loads(report.to_json())["enlarged"] == ["small.png"]
 
 
+def test_the_report_names_crops_that_miss_their_mask_and_pictures_without_one(family: Family, tmp_path: Path) -> None:
+    for name, (left, right) in {"edge": (0, 4), "middle": (30, 50), "whole": (0, 80)}.items():
+        image, alpha = Image.new("RGB", (80, 20), "red"), Image.new("L", (80, 20))
+        alpha.paste(255, (left, 0, right, 20))
+        image.putalpha(alpha)
+        image.save(tmp_path / f"{name}.png")
+    report = samples_of(make_run("dreamBooth", dataset={"masks": "AlphaChannel"}), family, tmp_path).report
+    assert report.unseen == ("edge.png",)
+    assert report.opaque == ("whole.png",)
+
+
 def test_a_run_tells_the_report_and_carries_it(tiny_sd: Path, pictures: Path, tmp_path: Path) -> None:
     listener = Memory()
     run = make_run("lora", training={"steps": 1})

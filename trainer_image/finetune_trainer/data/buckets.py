@@ -63,21 +63,30 @@ class BucketOrder:
         """
         self._seed, self._batch_size = seed, batch_size
         self._buckets = [tuple(items) for items in buckets if items]
+        self._kept: tuple[int, list[tuple[int, int]]] = (-1, [])
 
     def batch(self, number: int) -> list[int]:
         """Items of a micro-batch, all of one bucket. Where a bucket ends in the middle of one, its next pass begins
         there: within any pass over all items each is seen as often as any other, up to one micro-batch."""
         epoch = self._epoch(number)
-        before, after = self._begun(epoch), self._begun(epoch + 1)
-        order = bucket_order(self._seed, epoch, [b - a for a, b in zip(before, after, strict=True)])
-        place = number - sum(before)
-        bucket = order[place]
-        nth = before[bucket] + order[:place].count(bucket)
-        items = self._buckets[bucket]
-        first = nth * self._batch_size
+        bucket, nth = self._pass(epoch)[number - sum(self._begun(epoch))]
+        items, first = self._buckets[bucket], nth * self._batch_size
         return [
             items[choose(self._seed, Purpose.INSTANCE, first + index, len(items))] for index in range(self._batch_size)
         ]
+
+    def _pass(self, epoch: int) -> list[tuple[int, int]]:
+        """Bucket of each micro-batch of a pass, and the how manieth of that bucket it is since the start."""
+        if epoch != self._kept[0]:
+            counts = self._begun(epoch)
+            wanted = [after - before for before, after in zip(counts, self._begun(epoch + 1), strict=True)]
+            found = []
+            for bucket in bucket_order(self._seed, epoch, wanted):
+                found.append((bucket, counts[bucket]))
+                counts[bucket] += 1
+            # a memo of a pure function: only the pass in use matters
+            self._kept = (epoch, found)
+        return self._kept[1]
 
     def _begun(self, epoch: int) -> list[int]:
         """Micro-batches that each bucket has yielded before the pass `epoch`."""
