@@ -115,7 +115,7 @@ def parse_jsonl(text: str, name: str) -> list[tuple[int, str, str]]:
 
 
 def _from_sidecars(files: Iterable[Path], shown: Sequence[Picture], folder: Path) -> dict[Path, str]:
-    texts = {path.with_suffix(""): path for path in files if path.suffix == ".txt"}
+    texts = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
     stems = {picture.path.with_suffix("") for picture in shown}
     lonely = [_name(path, folder) for stem, path in sorted(texts.items()) if stem not in stems]
     if lonely:
