@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune_trainer.errors import DataError
-from finetune_trainer.exports.adapters import Layer, base_module, keys_of
+from finetune_trainer.exports.adapters import Layer, base_module, base_weight, keys_of
 from finetune_trainer.exports.diffusers_lora import HEADER
 from finetune_trainer.exports.kohya import kohya_name, magnitude_of
 from finetune_trainer.exports.tensors import read_tensors
@@ -133,28 +134,27 @@ def _layer(
         raise DataError(
             f"{path.name} has {', '.join(sorted(parts))} alone of {part}.{module}; the file is not whole: fetch it anew"
         )
-    weight = getattr(base_module(family, part, module), "weight", None)
-    down, up = parts["down"], parts["up"]
-    if isinstance(weight, Tensor) and weight.dim() == 4 and down.dim() == 2:
-        down, up = down[:, :, None, None], up[:, :, None, None]
-    elif isinstance(weight, Tensor) and weight.dim() == 2:
-        # layers that are 1 × 1 convolutions in the original code
-        down, up = down.flatten(1), up.flatten(1)
-    layer = Layer(down, up, _scale(path, module, parts, config, down.shape[0]))
-    if not isinstance(weight, Tensor) or up.shape[1] != down.shape[0] or layer.update().shape != weight.shape:
+    weight, down, up = base_weight(family, part, module), parts["down"], parts["up"]
+    out, *inputs = weight.shape
+    rank = len(down) if down.dim() else 0
+    if rank == 0 or down.numel() != rank * math.prod(inputs) or up.shape[:2] != (out, rank) or up.numel() != out * rank:
         raise DataError(
             f"{path.name}: {part}.{module} is {_size(up)} by {_size(down)}, which does not fit the model's "
-            f"{'' if weight is None else _size(weight)}; give a LoRA made for this model"
+            f"{_size(weight)}; give a LoRA made for this model"
         )
+    # linear layers of one program are 1 × 1 convolutions of another
+    down, up = down.reshape(rank, *inputs), up.reshape(out, rank, *[1] * (len(inputs) - 1))
+    layer = Layer(down, up, _scale(path, module, parts, config, rank))
     if "magnitude" in parts:
         return _with_magnitude(path, module, layer, parts["magnitude"].flatten())
     if "dora" in parts:
-        if parts["dora"].shape[0] != weight.shape[0]:
+        scale = parts["dora"]
+        if scale.shape[:1] != (out,) or scale.numel() != out:
             raise DataError(
-                f"{path.name}: dora_scale of {part}.{module} is {_size(parts['dora'])}, one number for each input; "
-                "only DoRA with one for each output can be read: train it with PEFT, Diffusers or this trainer"
+                f"{path.name}: dora_scale of {part}.{module} is {_size(scale)}, which is not one number for each of "
+                f"{out} outputs; other kinds of DoRA cannot be read: train it with PEFT, Diffusers or this trainer"
             )
-        return _with_magnitude(path, module, layer, magnitude_of(parts["dora"], layer, weight).cpu())
+        return _with_magnitude(path, module, layer, magnitude_of(scale, layer, weight).cpu())
     return layer
 
 
@@ -218,4 +218,4 @@ def _config(layers: Mapping[str, Layer], header: Mapping[str, object]) -> dict[s
 
 
 def _size(tensor: Tensor) -> str:
-    return " × ".join(str(side) for side in tensor.shape)
+    return " × ".join(str(side) for side in tensor.shape) or "a single number"
