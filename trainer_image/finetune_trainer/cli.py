@@ -125,6 +125,48 @@ def generate(
 
 
 @app.command()
+def compare(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="FineTuneJobs in YAML, one a document: the same pictures and base model, a technique each.",
+            show_default=False,
+        ),
+    ],
+    seeds: Annotated[
+        int, typer.Option(min=1, max=100, help="Training seeds for each job; fewer than 5 say little.")
+    ] = 5,
+    only: Annotated[
+        str,
+        typer.Option(
+            help="Names of jobs or techniques, with commas between; the others are left out.", show_default=False
+        ),
+    ] = "",
+    fidelity: Annotated[
+        float, typer.Option(min=0, max=1, help="For the time until it is reached, by the judgements on the way.")
+    ] = 0.8,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results, table and pictures.")] = Path(
+        "compared"
+    ),
+) -> None:
+    """Train the same pictures with several techniques over several seeds, and print a table of what came of it.
+
+    [bold]finetune compare examples/compare.yaml[/]
+
+    Size, time, memory and the figures of spec.judgement, with 95 % intervals over training seeds, whichever way they
+    fall; a contact sheet; and everything as JSON. Each training is measured in a process of its own. Stopped with
+    Ctrl-C, the same command goes on with the training that was not finished.
+    """
+    from finetune_trainer.comparison import command
+    from finetune_trainer.launch import exiting_on_errors
+    from finetune_trainer.settings import Settings
+
+    names = tuple(name.strip() for name in only.split(",") if name.strip())
+    with exiting_on_errors():
+        command.compare(command.Wishes(file, seeds, names, out, fidelity), Settings())
+
+
+@app.command()
 def validate(file: File, profile: ProfileFile = None) -> None:
     """Check a file, as strictly as the cluster would, and say everything that is wrong with it."""
     from finetune_trainer.launch import exiting_on_errors

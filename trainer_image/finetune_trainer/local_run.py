@@ -41,6 +41,20 @@ def load_run(file: Path, profile_file: Path | None = None) -> TrainingRun:
     return _resolved(jobs[0], profiles[0] if profiles else None)
 
 
+def load_runs(file: Path) -> list[TrainingRun]:
+    """The TrainingRuns of all FineTuneJobs in `file`, one a document, in their order.
+
+    Raises:
+        DocumentError: with every problem of the first job that has any, or there is no job.
+    """
+    documents = read_documents(file)
+    jobs = [d for d in documents if d.kind == "FineTuneJob"]
+    profiles = [d for d in documents if d.kind == "FineTuneProfile"]
+    if not jobs or len(profiles) > 1 or len(jobs) + len(profiles) != len(documents):
+        raise DocumentError([f"{file}: name FineTuneJobs, one a document, and at most one FineTuneProfile"])
+    return [_resolved(job, profiles[0] if profiles else None) for job in jobs]
+
+
 def _resolved(document: Document, profile_document: Document | None) -> TrainingRun:
     job = document.parsed(FineTuneJob)
     profile = profile_document.parsed(FineTuneProfile) if profile_document is not None else None

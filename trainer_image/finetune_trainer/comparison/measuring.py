@@ -73,7 +73,7 @@ def measure(run: TrainingRun, settings: Settings, stop: Stop) -> Row:
     perform(run, key, settings, Listeners([watch, LogListener()]), stop, overwrite=True)
     results = read_results(run.output.uri, open_store(run.output.uri, Credentials(Role.OUTPUT)))
     assert results is not None, "it was published a moment ago"
-    judgement = results.manifest.judgement
+    judged = results.manifest.judged
     return Row(
         name=run.identity.name,
         technique=run.method.name,
@@ -85,8 +85,8 @@ def measure(run: TrainingRun, settings: Settings, stop: Stop) -> Row:
         seconds_per_step=statistics.median(watch.step_seconds),
         peak_memory_bytes=watch.peak_memory,
         gpu_memory_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-        base={name: figure.value for name, figure in judgement.base.items()} if judgement is not None else {},
-        figures={name: figure.value for name, figure in judgement.figures.items()} if judgement is not None else {},
+        base={name: figure.value for name, figure in judged.base.items()} if judged is not None else {},
+        figures={name: figure.value for name, figure in judged.figures.items()} if judged is not None else {},
         judged=tuple(watch.judged_on_the_way),
         device=results.manifest.training.device,
         torch=torch.__version__,
