@@ -25,6 +25,7 @@ from support.training import Memory, make_run, train_once
 from typer.testing import CliRunner
 
 CPU = torch.device("cpu")
+FIGURE = Path(__file__).parents[2] / "examples/subjects/figure"
 NO_CLASSES = PictureSet.of([], "class pictures")
 Undisturbed = tuple[dict[str, torch.Tensor], Judging, int, Memory]
 
@@ -176,6 +177,26 @@ def test_who_judges(tiny_sd: Path, dino: Path) -> None:
         ConfigurationError, match=r"^spec\.judgement\.encoderUri is not set, and .* no judge of its own"
     ):
         encoder_of(asked, None, tiny_sd, CPU)
+
+
+def test_tiny_shapes_knows_what_it_draws_and_has_not_learned_the_subject_yet() -> None:
+    """The base model judged by its own classifier, before any training."""
+    run = make_run(
+        method={"lora": {"prompt": "a photo of a sks circle", "rank": 4}},
+        validation={"prompts": ["a photo of a sks circle on a red background", "a circle"], "inferenceSteps": 8},
+        judgement={"imagesPerPrompt": 6},
+    )
+    run = run.model_copy(update={"validation": run.validation.model_copy(update={"guidance_scale": 4.0})})
+    family = load_family(open_builtin("builtin://tiny-shapes"), CPU)
+    encoder, pictures = encoder_of(run, None, family.folder, CPU), PictureSet.open(FIGURE)
+    judging = Judging(run, family, encoder, pictures, NO_CLASSES, Memory(), lambda: False)
+    found = judging.finish(0).judgement
+    assert found is not None
+    assert found.by_classifier
+    after = {name: figure.value for name, figure in found.after.items()}
+    assert (after["fidelity"], after["leak"], after["drift"], after["nearCopies"]) == (0, 0, 0, 0)
+    assert (after["classAccuracy"], after["promptFidelity"]) == (1, 1), "circles, and red backgrounds"
+    assert found.after["leak"].high > 0.3, "six pictures prove little"
 
 
 def test_a_judged_run_from_the_command_line(
