@@ -52,6 +52,7 @@ def generate(
     result: Annotated[
         str,
         typer.Argument(
+            metavar="RESULT",
             help="What to draw with: the output.uri of a run (a folder or s3://), or for comparison a base model "
             "(builtin://tiny-shapes, hf://owner/name, a folder).",
             show_default=False,
@@ -97,11 +98,14 @@ def generate(
 
     [bold]finetune generate runs/figure -p "a photo of a sks circle" -n 100[/]
 
-    Picture k of each prompt has seed + k: the same command draws the same pictures, and what is in --out already is
-    not drawn again. Stopped with Ctrl-C, the same command goes on. Each PNG says how it was made, as web UIs read it;
-    generation.json lists all of them, and contact sheets show a hundred at a time.
+    Picture k of each prompt has seed + k: the same command draws the same
+    pictures, and what is in --out already is not drawn again. Stopped with
+    Ctrl-C, the same command goes on. Each PNG says how it was made, as web UIs
+    read it; generation.json lists all of them, and contact sheets show a
+    hundred at a time.
 
-    s3:// takes the credentials of your environment, and AWS_ENDPOINT_URL for another server than AWS.
+    s3:// takes the credentials of your environment, and AWS_ENDPOINT_URL for
+    another server than AWS.
     """
     from finetune_trainer.generation import command
     from finetune_trainer.launch import exiting_on_errors
@@ -149,13 +153,15 @@ def compare(
         "compared"
     ),
 ) -> None:
-    """Train the same pictures with several techniques over several seeds, and print a table of what came of it.
+    """Train several techniques on the same pictures over several seeds, and print a table.
 
     [bold]finetune compare examples/compare.yaml[/]
 
-    Size, time, memory and the figures of spec.judgement, with 95 % intervals over training seeds, whichever way they
-    fall; a contact sheet; and everything as JSON. Each training is measured in a process of its own. Stopped with
-    Ctrl-C, the same command goes on with the training that was not finished.
+    Size, time, memory and the figures of spec.judgement, with 95 % intervals
+    over training seeds, whichever way they fall; a contact sheet; and
+    everything as JSON. Each training is measured in a process of its own.
+    Stopped with Ctrl-C, the same command begins the training anew that was not
+    finished, and no other.
     """
     from finetune_trainer.comparison import command
     from finetune_trainer.launch import exiting_on_errors
