@@ -18,7 +18,7 @@ class Scripted:
     stop: int | None = None
     interrupted: int | None = None
     """Is stopped in the middle of this step's, the first time."""
-    look: Callable[[int], None] = lambda step: None
+    look: Callable[[int], None] | None = None
     asked: list[int] = field(default_factory=list)
     """Steps, in this attempt."""
     finished: list[int] = field(default_factory=list)
@@ -29,7 +29,8 @@ class Scripted:
         if step == self.interrupted:
             self.interrupted = None
             raise Interrupted("stopped")
-        self.look(step)
+        if self.look is not None:
+            self.look(step)
         self.finished.append(step)
         return Said(step in self.better, step == self.stop)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -19,6 +20,8 @@ from finetune_api import TrainingRun
 from finetune_trainer.exports import export_weights
 from finetune_trainer.group.seat import Seat
 from finetune_trainer.group.team import join
+from finetune_trainer.telemetry.listener import StepReport
+from finetune_trainer.training.duties import Duty
 
 from support.runs import Ended, Pod
 from support.training import Memory, train_once
@@ -37,18 +40,49 @@ class Trained:
     saved: tuple[int, ...]
     weights: dict[str, bytes]
     """The exported files."""
+    best_step: int | None
+
+
+class DiesAt(Memory):
+    """Its process is killed when a step is done, as if its machine had failed."""
+
+    def __init__(self, step: int | None) -> None:
+        super().__init__()
+        self.fatal_step = step
+
+    def step(self, report: StepReport) -> None:
+        super().step(report)
+        if report.step == self.fatal_step:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def train_in_group(
-    run: TrainingRun, seat: Seat | None, model: Path, pictures: Path, folder: Path, stops_after: int | None = None
+    run: TrainingRun,
+    seat: Seat | None,
+    model: Path,
+    pictures: Path,
+    folder: Path,
+    stops_after: int | None = None,
+    dies_at: int | None = None,
+    duties: Sequence[Duty] = (),
 ) -> Trained:
-    """Trains as the process of `seat`. `stops_after`: this process alone is asked to stop after so many looks."""
+    """Trains as the process of `seat`. This process alone is asked to stop after `stops_after` looks, or is killed
+    at the step `dies_at`."""
     torch.set_num_threads(1)
     team = join(seat, torch.device("cpu"))
     team.meet(lambda: False)
     looks = iter(range(10**9 if stops_after is None else stops_after))
-    listener = Memory()
-    family, outcome = train_once(run, model, pictures, folder, lambda: next(looks, None) is None, listener, team=team)
+    listener = DiesAt(dies_at)
+    family, outcome = train_once(
+        run,
+        model,
+        pictures,
+        folder,
+        lambda: next(looks, None) is None,
+        listener,
+        team=team,
+        duties_of=lambda _: duties,
+    )
     team.close()
     export = folder / "export" / str(team.rank)
     files = export_weights(run, family, [method.result() for method in outcome.methods], export)
@@ -58,6 +92,7 @@ def train_in_group(
         outcome.resumed_from_step,
         tuple(listener.checkpoints),
         {path.relative_to(export).as_posix(): path.read_bytes() for path in files},
+        outcome.best_step,
     )
 
 
@@ -69,8 +104,13 @@ def train_as_group(
     pictures: Path,
     folder: Path,
     stops_after: dict[int, int] | None = None,
+    dies_at: dict[int, int] | None = None,
+    duties: Sequence[Duty] = (),
 ) -> list[Trained]:
-    """`size` processes of `pool` train together; `stops_after` by rank."""
+    """`size` processes of `pool` train together; `stops_after` and `dies_at` by rank, `duties` for rank 0.
+
+    Raises BrokenProcessPool where one died: the pool is gone then.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     generation = uuid.uuid4().hex
@@ -80,7 +120,9 @@ def train_as_group(
             rank=rank, size=size, local_rank=rank, generation=generation, store_host="127.0.0.1", store_port=port
         )
         own = folder if rank == 0 else folder / str(rank)
-        futures.append(pool.submit(train_in_group, run, seat, model, pictures, own, (stops_after or {}).get(rank)))
+        stops, dies = (stops_after or {}).get(rank), (dies_at or {}).get(rank)
+        its_duties = duties if rank == 0 else ()
+        futures.append(pool.submit(train_in_group, run, seat, model, pictures, own, stops, dies, its_duties))
     return [future.result(timeout=300) for future in futures]
 
 

@@ -1,8 +1,10 @@
 """Processes that train together do what one process does with their batches put together."""
 
+import random
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -16,8 +18,9 @@ from finetune_trainer.families import load_family
 from finetune_trainer.group.seat import Seat
 from finetune_trainer.training.schedule import total_steps
 from safetensors.torch import load
+from support.duties import Scripted
 from support.groups import Trained, train_as_group, train_in_group
-from support.training import make_run
+from support.training import PRIOR, PROMPT, make_run
 
 STEPS = 6
 LOSS_TOLERANCE = 1e-5
@@ -100,6 +103,32 @@ def test_a_group_that_was_stopped_ends_with_the_same_bytes(
     assert [one.resumed_from for one in resumed] == [3] * 3
     assert [one.losses for one in resumed] == [undisturbed[0].losses] * 3
     assert [one.weights for one in resumed] == [undisturbed[0].weights] * 3
+
+
+@pytest.mark.parametrize("luck", [4])
+def test_a_group_that_was_killed_ends_with_the_same_bytes(
+    luck: int, pool: ProcessPoolExecutor, tiny_sd: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """With everything that a checkpoint must hold: accumulation, averages, dropout, caches, the best weights."""
+    lora = {"prompt": PROMPT, "rank": 4, "dropout": 0.3, "priorPreservation": PRIOR}
+    run = make_run(
+        method={"lora": lora},
+        training={"steps": 8, "gradientAccumulationSteps": 2, "ema": True, "learningRate": 1e-2},
+        dataset={"flip": True, "crop": "Random", "cropsPerPicture": 2},
+        checkpoints={"everySteps": 2},
+    )
+    duties = [Scripted(every=2, better=(2, 4))]
+    whole = train_as_group(pool, run, 2, tiny_sd, pictures, tmp_path / "whole", duties=duties)
+    chance = random.Random(luck)
+    victim, step = chance.choice((0, 1)), chance.randint(5, 7)
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as doomed, pytest.raises(BrokenProcessPool):
+        train_as_group(doomed, run, 2, tiny_sd, pictures, tmp_path / "torn", dies_at={victim: step}, duties=duties)
+    resumed = train_as_group(pool, run, 2, tiny_sd, pictures, tmp_path / "torn", duties=duties)
+    saved = 6 if step == 7 else 4
+    assert [one.resumed_from for one in resumed] == [saved] * 2
+    assert [one.losses for one in resumed] == [whole[0].losses] * 2
+    assert [one.weights for one in resumed] == [whole[0].weights] * 2
+    assert [one.best_step for one in (*whole, *resumed)] == [4] * 4
 
 
 def test_a_single_process_knows_nothing_of_groups(tiny_sd: Path, pictures: Path, tmp_path: Path) -> None:
