@@ -78,7 +78,7 @@ def train_cell_together(
         for rank in range(size)
     ]
     futures = [pool.submit(train_cell, run, seat, model, pictures, folder / str(seat.rank)) for seat in seats]
-    return [future.result(timeout=120) for future in futures]
+    return [future.result(timeout=300) for future in futures]
 
 
 def _parameters(family: Family) -> dict[str, nn.Parameter]:

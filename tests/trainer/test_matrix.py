@@ -20,8 +20,7 @@ FAMILIES = {
         build_tiny_sd,
         {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
     ),
-    "SDXL, epsilon": (build_tiny_sdxl, {}),
-    "SDXL, v": (build_tiny_sdxl, {"prediction_type": "v_prediction"}),
+    "SDXL": (build_tiny_sdxl, {}),
 }
 UNSUPPORTED: Mapping[str, dict[str, object]] = {
     "optimizer offload": {"offloadOptimizer": "Cpu"},
