@@ -7,7 +7,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from finetune_trainer.exports.pipelines import write_pipeline
 from finetune_trainer.exports.plain_parts import plain_parts
-from finetune_trainer.exports.single_file import write_single_file
+from finetune_trainer.exports.single_file import ldm_tensors, write_single_file
 from finetune_trainer.exports.words import Words
 from finetune_trainer.families import Family, load_family
 from safetensors import safe_open
@@ -71,18 +71,33 @@ def test_the_file_has_ldms_names(model: tuple[Path, str], tmp_path: Path) -> Non
     with safe_open(tmp_path / "dog.safetensors", "pt") as file:
         keys = set(file.keys())
         assert file.metadata()["modelspec.title"] == "dog"
-    # what web UIs tell kinds of models apart by
     assert "model.diffusion_model.input_blocks.0.0.weight" in keys
     assert "model.diffusion_model.output_blocks.1.1.transformer_blocks.0.attn2.to_k.weight" in keys
     assert "first_stage_model.decoder.up.1.upsample.conv.weight" in keys
     assert "first_stage_model.encoder.mid.attn_1.proj_out.weight" in keys
+    # what AUTOMATIC1111 tells kinds of models apart by
     names = {
-        "sd": "cond_stage_model.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight",
+        "sd": "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
         "sd2": "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight",
-        "sdxl": "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight",
+        "sdxl": "conditioner.embedders.1.model.ln_final.weight",
     }
     assert {name for name in names.values() if name in keys} == {names[kind]}
     assert len({key.split(".")[0] for key in keys}) == 3
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "marks"),
+    [
+        ({}, set()),
+        ({"prediction_type": "v_prediction"}, {"v_pred"}),
+        ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, {"v_pred", "ztsnr"}),
+    ],
+)
+def test_an_sdxl_that_predicts_velocity_says_so(scheduler: dict[str, object], marks: set[str], tmp_path: Path) -> None:
+    """ComfyUI would draw noise with it otherwise: the weights do not show it."""
+    family = load(build_tiny_sdxl(tmp_path / "model", **scheduler))
+    tensors = ldm_tensors(family, plain_parts(family, None, "fp16"))
+    assert {key for key in tensors if "." not in key} == marks
 
 
 def drawn(pipeline: DiffusionPipeline, prompt: str) -> torch.Tensor:

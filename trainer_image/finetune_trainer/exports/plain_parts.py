@@ -37,7 +37,7 @@ def plain_copy(part: nn.Module, layers: Mapping[str, Layer], dtype: Dtype) -> nn
     Raises:
         ValueError: a layer lies on none of the part's.
     """
-    copied: nn.Module = copy.deepcopy(part).to("cpu", memory_format=torch.contiguous_format)
+    copied = _on_cpu(part, torch.float32 if layers else DTYPES[dtype])
     for name, module in list(copied.named_modules()):
         base = getattr(module, "base_layer", None)
         if isinstance(base, nn.Module):
@@ -52,7 +52,21 @@ def plain_copy(part: nn.Module, layers: Mapping[str, Layer], dtype: Dtype) -> nn
         if not isinstance(weight, nn.Parameter):
             raise ValueError(f"the adapter has a layer {name}, and the model has none")
         weight.copy_(layer.applied(weight))
-    return copied.to(DTYPES[dtype]).eval()
+    for parameter in copied.parameters():
+        parameter.data = parameter.data.to(DTYPES[dtype])
+    return copied.eval()
+
+
+def _on_cpu(part: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy that never takes memory on the part's own device, where there may be room for one model only."""
+    copies: dict[int, object] = {}
+    for parameter in part.parameters():
+        data = parameter.detach().to("cpu", dtype, copy=True).contiguous()
+        copies[id(parameter)] = nn.Parameter(data, requires_grad=False)
+    for buffer in part.buffers():
+        copies[id(buffer)] = buffer.detach().to("cpu", copy=True)
+    copied: nn.Module = copy.deepcopy(part, copies)
+    return copied
 
 
 def _module(part: nn.Module, name: str) -> nn.Module | None:
