@@ -98,6 +98,47 @@ def test_the_rare_word_is_found(spec: MethodSpec, subject: set, class_words: set
 
 
 @pytest.mark.parametrize(
+    ("spec", "subject", "class_words", "subject_prompt", "class_prompt"),
+    [
+        (
+            {"textualInversion": {"tokens": [{"placeholder": "<cat-toy>", "initializer": "toy"}]}},
+            {"<cat-toy>"},
+            {"toy"},
+            "a photo of <cat-toy>",
+            "a photo of toy",
+        ),
+        (
+            {"textualInversion": {"tokens": [{"placeholder": "<Style>"}]}},
+            {"<style>"},
+            set(),
+            "a photo of <Style>",
+            None,
+        ),
+        (
+            {
+                "lora": {
+                    "prompt": "a photo of <dog> dog",
+                    "tokens": [{"placeholder": "<dog>", "initializer": "animal"}],
+                    "priorPreservation": {"classPrompt": "a photo of a dog"},
+                }
+            },
+            {"<dog>"},
+            {"dog"},
+            "a photo of <dog> dog",
+            "a photo of a dog",
+        ),
+        ({"hypernetwork": {"prompt": "sks dog"}}, {"sks"}, {"dog"}, "sks dog", "dog"),
+    ],
+)
+def test_new_words_stand_for_themselves(
+    spec: dict, subject: set, class_words: set, subject_prompt: str, class_prompt: str | None
+) -> None:
+    wording = wording_of(MethodSpec.model_validate(spec))
+    assert (wording.subject, wording.class_words) == (subject, class_words)
+    assert (wording.subject_prompt, wording.class_prompt) == (subject_prompt, class_prompt)
+
+
+@pytest.mark.parametrize(
     ("prompt", "kind"),
     [
         ("a photo of a SKS circle, on a red background", "subject"),

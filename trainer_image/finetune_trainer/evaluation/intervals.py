@@ -55,7 +55,7 @@ def mean_over_pairs(groups: Sequence[NDArray[np.floating]]) -> Figure:
     """The mean over all pairs of different pictures within each group, each group counting alike.
 
     Args:
-        groups: symmetric matrices of distances [N, N], N at least 2.
+        groups: symmetric matrices of distances [N, N] with zeros on the diagonal, N at least 2.
 
     Pictures are resampled, not pairs, for pairs that share a picture are not independent; a picture that is drawn
     twice makes no pair with itself, or the mean would be too low. Raises ValueError when there is no pair.
@@ -74,7 +74,7 @@ def mean_over_pairs(groups: Sequence[NDArray[np.floating]]) -> Figure:
 
 def _pair_means(distances: Array, counts: Array) -> Array:
     """For each row of counts [R, N] the mean distance over pairs of different pictures."""
-    totals = np.einsum("ri,ij,rj->r", counts, distances - np.diag(np.diag(distances)), counts)
+    totals = np.einsum("ri,ij,rj->r", counts, distances, counts)
     pairs = counts.sum(1) ** 2 - (counts**2).sum(1)
     # one picture drawn N times makes no pair; it says as little as any other value, so it takes the whole's
     whole = distances.sum() / (len(distances) * (len(distances) - 1))
