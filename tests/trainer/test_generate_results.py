@@ -10,8 +10,16 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from finetune_api.outputs import SamplesSpec
 from finetune_trainer.cli import app
+from finetune_trainer.errors import Interrupted
+from finetune_trainer.families import load_family
+from finetune_trainer.generation.record import Source
+from finetune_trainer.generation.samples import draw_samples
 from PIL import Image
+from support.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
+from support.tiny_sdxl import build_tiny_sdxl
+from support.training import Memory
 from typer.testing import CliRunner
 
 QUICK = ("-n", "2", "--steps", "2", "--guidance", "3")
@@ -122,6 +130,64 @@ def test_a_hypernetwork_is_put_on(tiny_sd: Path, pictures: Path) -> None:
     (samples,) = Path("results").glob("attempts/*/samples")
     assert difference(pictures_in(Path("generated")), pictures_in(samples)) <= 2, "as the training left it"
     assert difference(pictures_in(Path("generated")), pictures_in(Path("base"))) > 4
+
+
+def test_two_text_encoders_get_their_words_back(tmp_path: Path, pictures: Path) -> None:
+    tiny_sdxl = build_tiny_sdxl(tmp_path / "sdxl")
+    samples = {"prompts": ["a <dog>"], "imagesPerPrompt": 2, "inferenceSteps": 2, "guidanceScale": 3}
+    train(tiny_sdxl, pictures, PIVOTAL, samples=samples)
+    assert finetune("generate", "results", "-p", "a <dog>", *QUICK)[0] == 0
+    (drawn_in_the_run,) = Path("results").glob("attempts/*/samples")
+    assert difference(pictures_in(Path("generated")), pictures_in(drawn_in_the_run)) <= 2
+
+
+def test_results_in_a_bucket(
+    tiny_sd: Path, pictures: Path, s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tiny_sd, pictures, LORA)
+    s3.put(
+        bucket,
+        {
+            f"dog/{path.relative_to('results').as_posix()}": path.read_bytes()
+            for path in Path("results").rglob("*")
+            if path.is_file()
+        },
+    )
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
+    assert finetune("generate", f"s3://{bucket}/dog/", "-p", "sks dog", "-o", "from-s3", *QUICK)[0] == 0
+    assert finetune("generate", "results", "-p", "sks dog", *QUICK)[0] == 0
+    assert difference(pictures_in(Path("from-s3")), pictures_in(Path("generated"))) == 0
+
+    (kept,) = Path("cache").rglob("pytorch_lora_weights.safetensors")
+    kept.write_bytes(b"broken by a full disk")
+    assert finetune("generate", f"s3://{bucket}/dog/", "-p", "sks dog", "-o", "again", *QUICK)[0] == 0
+    assert difference(pictures_in(Path("again")), pictures_in(Path("generated"))) == 0
+    code, _, errors = finetune("generate", f"s3://{bucket}-not-there/dog/", "-p", "sks dog")
+    assert code == 78 and "has no bucket" in errors
+
+
+def test_samples_go_on_where_an_attempt_was_stopped(tiny_sd: Path, tmp_path: Path) -> None:
+    family = load_family(tiny_sd, torch.device("cpu"))
+    spec = SamplesSpec(prompts=("a dog",), images_per_prompt=12, inference_steps=2)
+    source = Source(name="dog", technique="lora", base_model="file:///sd", base_model_revision="1")
+
+    def draw(step: int, answers: list[bool]) -> list[tuple[int, int]]:
+        told = Memory()
+
+        def should_stop() -> bool:
+            return answers.pop(0) if answers else False
+
+        draw_samples(family, spec, source, ("digest", step), tmp_path / "samples", told, should_stop)
+        assert told.messages == ["Sampling"]
+        return told.done
+
+    with pytest.raises(Interrupted, match="stopped after 8 of 12 pictures; they are kept; the same run goes on from"):
+        draw(3, [False, True])
+    assert not (tmp_path / "samples/generation.json").exists()
+    assert draw(3, []) == [(8, 12), (12, 12)]
+    assert draw(4, [])[0] == (0, 12), "other weights draw other pictures"
 
 
 def test_samples_are_published_like_weights(tiny_sd: Path, pictures: Path) -> None:
