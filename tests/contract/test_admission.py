@@ -15,7 +15,7 @@ from kubernetes.client.exceptions import ApiException
 ROOT = Path(__file__).parents[2]
 PLURALS = {"FineTuneJob": "finetunejobs", "FineTuneProfile": "finetuneprofiles"}
 # `finetune run` alone takes these: file:// means nothing in a cluster
-LOCAL_EXAMPLES = {"local.yaml"}
+LOCAL_EXAMPLES = {"compare.yaml", "local.yaml"}
 
 
 @pytest.fixture(scope="module")
