@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 from finetune_api import FineTuneJobSpec, RunIdentity, TrainingRun, resolve
+from finetune_api.techniques import TECHNIQUES
 from finetune_trainer.comparison.rows import OnTheWay, Row, append_row, by_name, key_of, read_rows, seconds_to
 from finetune_trainer.comparison.spread import spread, t975
 from finetune_trainer.comparison.table import markdown, size, summary
 from finetune_trainer.comparison.trials import plan_trials
+from finetune_trainer.documents import DocumentError
 from finetune_trainer.errors import ConfigurationError, DataError
+from finetune_trainer.local_run import load_runs
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -145,3 +150,24 @@ def test_a_measured_row_counts_only_for_its_own_settings() -> None:
     assert key_of(one) == key_of(run_of("elsewhere")), "neither the name nor the place decides what is trained"
     assert key_of(one) != key_of(run_of("one", seed=1))
     assert key_of(one) != key_of(run_of("one", steps=7))
+
+
+def test_a_file_of_several_jobs(tmp_path: Path) -> None:
+    job = (ROOT / "examples/local.yaml").read_text()
+    other = job.replace("name: figure", "name: other")
+    file = tmp_path / "jobs.yaml"
+    file.write_text(f"{job}\n---\n{other}")
+    assert [run.identity.name for run in load_runs(file)] == ["figure", "other"]
+    file.write_text(f"{job}\n---\n{other.replace('steps: 250', 'steps: many')}")
+    with pytest.raises(DocumentError, match=r"jobs.yaml:\d+: spec.training.steps"):
+        load_runs(file)
+    file.write_text("")
+    with pytest.raises(DocumentError, match="name FineTuneJobs, one a document"):
+        load_runs(file)
+
+
+def test_the_example_compares_four_techniques_on_the_same_pictures() -> None:
+    runs = load_runs(ROOT / "examples/compare.yaml")
+    assert {run.method.name for run in runs} == set(TECHNIQUES)
+    assert len({run.dataset.uri for run in runs}) == len({run.base_model.uri for run in runs}) == 1
+    assert all(run.judgement is not None and run.judgement.every_steps for run in runs), "for the time to a fidelity"
