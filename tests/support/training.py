@@ -14,6 +14,7 @@ from finetune_trainer.data.class_images import ensure_class_images
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.families import Family, load_family
 from finetune_trainer.group.team import ALONE, Team
+from finetune_trainer.methods import Method
 from finetune_trainer.publish.store import Store
 from finetune_trainer.telemetry.listener import JudgementReport, StepReport
 from finetune_trainer.training.duties import Duty
@@ -100,6 +101,7 @@ def train_once(
     attempt: str = "first",
     team: Team = ALONE,
     duties_of: Callable[[Family], Sequence[Duty]] = lambda family: (),
+    methods: Sequence[Method] = (),
 ) -> tuple[Family, TrainOutcome]:
     """Everything that a pod does between fetching and exporting; `folder` plays its disk. `duties_of` gets the base
     model before a technique is installed."""
@@ -123,5 +125,6 @@ def train_once(
         should_stop,
         team,
         duties=duties_of(family),
+        methods=methods,
     )
     return family, outcome

@@ -209,6 +209,8 @@ def test_only_who_said_so_has_ended(ended: str | None, age: float, fate: Fate) -
         ("checkpoints/run-1/00000020-pod-1/manifest.json", "pod-1"),
         ("checkpoints/run-2/00000020-pod-1/manifest.json", None),
         ("checkpoints/run-1/strange", None),
+        ("exports/run-1/00000020-pod-1/lora/weights.safetensors", "pod-1"),
+        ("exports/run-2/00000020-pod-1/export.json", None),
         ("manifest.json", None),
         ("other/pod-1/file", None),
     ],
@@ -251,6 +253,27 @@ def test_what_may_be_removed_of_another_attempt(
     found = leftovers(objects, uploads, {} if fate is None else {"a": fate}, RUN, claim)
     assert found.keys == tuple(sorted(gone))
     assert found.uploads == (tuple(uploads[:1]) if aborted else ())
+
+
+@pytest.mark.parametrize(
+    ("fate", "claim", "gone"),
+    [
+        (Fate.ENDED, None, ["2-a/weights"]),
+        (Fate.SILENT, None, ["2-a/weights"]),
+        (Fate.MAY_LIVE, None, []),
+        (None, None, []),
+        # its first export is named by whoever published, and stays wherever it came from
+        (Fate.ENDED, Claim("me", {"me"}, {"exports/run-1/1-a/weights", "exports/run-1/1-a/export.json"}),
+         ["2-a/weights"]),
+        (Fate.MAY_LIVE, Claim("me", {"me"}), ["1-a/export.json", "1-a/weights", "2-a/weights"]),
+    ],
+)  # fmt: skip
+def test_what_may_be_removed_of_weights_on_the_way(fate: Fate | None, claim: Claim | None, gone: list[str]) -> None:
+    """The second one is half there."""
+    keys = [f"exports/run-1/{name}" for name in ("1-a/weights", "1-a/export.json", "2-a/weights")]
+    objects = [StoredObject(key, 1) for key in (*keys, "exports/run-2/1-a/weights")]
+    found = leftovers(objects, [], {} if fate is None else {"a": fate}, RUN, claim)
+    assert found.keys == tuple(f"exports/run-1/{name}" for name in gone)
 
 
 def test_a_last_word_is_the_last(tmp_path: Path) -> None:

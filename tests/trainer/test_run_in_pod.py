@@ -36,7 +36,7 @@ def weights_of(s3: S3Server, bucket: str, ended: Ended) -> bytes:
 def test_a_run_publishes_and_a_second_pod_finds_the_results(
     s3: S3Server, uploaded: str, tiny_sd: Path, tmp_path: Path
 ) -> None:
-    pod = Pod(tmp_path, spec_in_s3(s3, uploaded, tiny_sd), uid="pod-1")
+    pod = Pod(tmp_path, spec_in_s3(s3, uploaded, tiny_sd) | {"exports": {"everySteps": 2}}, uid="pod-1")
     ended = pod.run()
     assert (ended.code, ended.result.outcome, ended.result.step) == (0, "Succeeded", 5), ended.output
 
@@ -55,6 +55,9 @@ def test_a_run_publishes_and_a_second_pod_finds_the_results(
     assert manifest["weights"] == [
         "attempts/pod-1/lora/pytorch_lora_weights.safetensors",
         "attempts/pod-1/lora/my-dog.safetensors",
+    ]
+    assert [(export["step"], export["weights"][0]) for export in manifest["exports"]] == [
+        (step, f"exports/run-1/0000000{step}-pod-1/lora/pytorch_lora_weights.safetensors") for step in (2, 4)
     ]
     assert (manifest["run"]["uid"], manifest["dataset"]["files"]) == ("run-1", 3)
     assert b"data:image/png;base64," in published["attempts/pod-1/report.html"]

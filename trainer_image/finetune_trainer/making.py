@@ -25,12 +25,15 @@ from finetune_trainer.evaluation.judging import Judging, encoder_of
 from finetune_trainer.evaluation.report import ReportData, attempt_rows, render_report
 from finetune_trainer.exports import export_weights
 from finetune_trainer.exports.diffusers_lora import ADAPTER_FILE
+from finetune_trainer.exports.on_the_way import WeightsOnTheWay
 from finetune_trainer.families import Family, load_family
 from finetune_trainer.generation.record import Source
 from finetune_trainer.generation.samples import draw_samples
 from finetune_trainer.group.team import join
+from finetune_trainer.methods import make_methods
 from finetune_trainer.publish.journal import Journal
 from finetune_trainer.publish.leftovers import checkpoints_prefix
+from finetune_trainer.publish.on_the_way import Exports
 from finetune_trainer.publish.store import Store
 from finetune_trainer.settings import Settings
 from finetune_trainer.signals import Stop
@@ -110,6 +113,16 @@ def make(
         run.checkpoints.keep,
         should_stop.seconds_left,
     )
+    methods = make_methods(run.method, run.training.seed)
+    on_the_way = []
+    if run.exports is not None:
+        exports = Exports(store, run.identity.uid, digest, settings.attempt)
+
+        def publish(step: int, folder: Path, files: Sequence[Path]) -> None:
+            exports.publish(step, folder, loadable(files))
+
+        every = run.exports.every_steps
+        on_the_way.append(WeightsOnTheWay(run, family, methods, every, work / "export", publish, listener))
     team.meet(should_stop)
     team.share([path.read_bytes() for path in class_pictures])
     cache = settings.cache()
@@ -124,7 +137,8 @@ def make(
         should_stop,
         team,
         inputs.files,
-        judging.duties,
+        [*judging.duties, *on_the_way],
+        methods,
     )
     if outcome.interrupted:
         raise Interrupted(

@@ -26,6 +26,7 @@ from finetune_trainer.publish.manifest import (
     ManifestTraining,
     library_versions,
 )
+from finetune_trainer.publish.on_the_way import Exports
 from finetune_trainer.publish.store import Store, open_store
 from finetune_trainer.publish.transaction import RUN, Published, Transaction
 from finetune_trainer.settings import Settings
@@ -131,6 +132,7 @@ def _publish(
     transaction.tidy(None)
     (made.folder / RUN).write_text(run.to_json(), "utf-8")
     files = transaction.upload(made.folder, lambda done, total: listener.work(done, total, "files"))
+    exports, exported = Exports(store, run.identity.uid, digest, settings.attempt).found(made.steps)
     manifest = Manifest(
         run=run.identity,
         run_sha256=digest,
@@ -142,7 +144,8 @@ def _publish(
         attempts=journal.attempts(),
         judged=made.judgement.for_manifest() if made.judgement is not None else None,
         weights=tuple(transaction.prefix + path for path in made.weights),
-        files=files,
+        exports=exports,
+        files=(*files, *exported),
         libraries=library_versions(),
         settings=run.model_dump(mode="json", by_alias=True, exclude_none=True),
     )

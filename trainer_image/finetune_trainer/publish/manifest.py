@@ -104,6 +104,15 @@ class ManifestJudgement(ManifestModel):
     """Name → figure of what is published."""
 
 
+class ManifestExport(ManifestModel):
+    """Weights on the way."""
+
+    step: int
+    """Optimizer steps done by then."""
+    weights: tuple[str, ...]
+    """What to load, relative to output.uri."""
+
+
 class Manifest(ManifestModel):
     """The whole file. It holds names of Secrets, but never what is in them."""
 
@@ -128,6 +137,8 @@ class Manifest(ManifestModel):
     """Figures, where somebody judged."""
     weights: Annotated[tuple[str, ...], Field(min_length=1, max_length=16)]
     """What to load, relative to output.uri: a .safetensors or .pt file, or the folder of a pipeline."""
+    exports: tuple[ManifestExport, ...] = ()
+    """Weights on the way, by step."""
     files: tuple[ManifestFile, ...]
     """Every file."""
     libraries: dict[str, str]

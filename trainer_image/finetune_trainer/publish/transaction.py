@@ -19,6 +19,7 @@ from finetune_trainer.errors import ConfigurationError, RunError
 from finetune_trainer.publish.attempts import FOLDER, AttemptRecord, Found, attempt_of, record_key
 from finetune_trainer.publish.leftovers import Claim, Fate, checkpoints_prefix, fate_of, leftovers, owner_of
 from finetune_trainer.publish.manifest import MANIFEST, Manifest, ManifestFile
+from finetune_trainer.publish.on_the_way import exports_prefix
 from finetune_trainer.publish.store import Store, Unfinished
 
 log = logging.getLogger("finetune")
@@ -48,6 +49,10 @@ class Transaction:
     @property
     def prefix(self) -> str:
         return f"attempts/{self._attempt}/"
+
+    @property
+    def _prefixes(self) -> tuple[str, ...]:
+        return (FOLDER, checkpoints_prefix(self._run_uid), exports_prefix(self._run_uid))
 
     def published(self) -> Published | None:
         """The manifest of this run, when an earlier attempt came to the end.
@@ -127,15 +132,14 @@ class Transaction:
 
     def clear(self) -> None:
         """Removes what is published here, the manifest first, so that it never names what is gone; and the
-        checkpoints of this run."""
+        checkpoints and the weights on the way of this run."""
         self._store.delete([MANIFEST])
-        for prefix in (FOLDER, checkpoints_prefix(self._run_uid)):
+        for prefix in self._prefixes:
             self._store.delete([found.key for found in self._store.list(prefix)])
 
     def _tidy(self, manifest: Manifest | None) -> None:
-        prefixes = (FOLDER, checkpoints_prefix(self._run_uid))
-        objects = [found for prefix in prefixes for found in self._store.list(prefix)]
-        uploads = [found for prefix in prefixes for found in self._unfinished(prefix)]
+        objects = [found for prefix in self._prefixes for found in self._store.list(prefix)]
+        uploads = [found for prefix in self._prefixes for found in self._unfinished(prefix)]
         owners = {owner_of(found.key, self._run_uid) for found in (*objects, *uploads)}
         modified = {attempt_of(found.key): found.modified for found in objects if attempt_of(found.key)}
         now = max(modified.values(), default=0.0)
@@ -146,7 +150,8 @@ class Transaction:
                 fates[record.attempt] = fate_of(Found(record, modified[attempt]), now)
         claim = None
         if manifest is not None:
-            claim = Claim(manifest.attempt, {self._attempt, *(attempt.id for attempt in manifest.attempts)})
+            listed = {self._attempt, *(attempt.id for attempt in manifest.attempts)}
+            claim = Claim(manifest.attempt, listed, {file.path for file in manifest.files})
             if manifest.attempt != self._attempt:
                 fates[self._attempt] = Fate.ENDED  # another one was faster: nothing names what this one uploaded
         found = leftovers(objects, uploads, fates, self._run_uid, claim)
