@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from finetune_trainer.evaluation.drawing import draw_pictures, noise_of
+from finetune_trainer.evaluation.drawing import drawn_pictures, first_pictures, noise_of
 from finetune_trainer.exports import export_weights
 from finetune_trainer.families import Family
 from finetune_trainer.families.noise import drawing_scheduler
@@ -166,11 +166,12 @@ def test_exporting_leaves_the_live_model_as_it_was(tiny_sd: Path, pictures: Path
 def test_pictures_before_and_after_have_the_seeds_of_diffusers(tiny_sd: Path, pictures: Path, tmp_path: Path) -> None:
     family, _ = train_once(make_run(training={"learningRate": 0.05}), tiny_sd, pictures, tmp_path)
     progress: list[tuple[int, int]] = []
-    rows = draw_pictures(family, ["sks dog", "a cat"], 5, 3, 4.0, lambda *done: progress.append(done))
+    drawn = drawn_pictures(family, ["sks dog", "a cat"], 5, 3, 4.0, lambda *done: progress.append(done))
+    rows = first_pictures(drawn, 2, 5)
     assert [len(row) for row in rows] == [5, 5]
     assert {picture.size for row in rows for picture in row} == {(16, 16)}
     assert progress == [(8, 10), (10, 10)]
-    again = draw_pictures(family, ["a cat"], 5, 3, 4.0, lambda *done: None)
+    again = first_pictures(drawn_pictures(family, ["a cat"], 5, 3, 4.0, lambda *done: None), 1, 5)
     for one, other in zip(rows[1], again[0], strict=True):
         # alone or in company: at most rounding differs
         assert np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max() <= 1

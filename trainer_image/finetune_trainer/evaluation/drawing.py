@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from PIL import Image
@@ -12,6 +12,9 @@ from finetune_trainer.families.base import Family
 
 BATCH = 8
 
+Drawn = tuple[int, Image.Image]
+"""Which prompt, and a picture of it; the i-th of a prompt has seed i."""
+
 
 def drawn_pictures(
     family: Family,
@@ -20,7 +23,7 @@ def drawn_pictures(
     steps: int,
     guidance: float,
     on_progress: Callable[[int, int], None],
-) -> Iterator[list[tuple[int, Image.Image]]]:
+) -> Iterator[list[Drawn]]:
     """Draws with the family as it is now: the base model before, the trained one after a technique was installed.
 
     Args:
@@ -47,20 +50,14 @@ def drawn_pictures(
         on_progress(start + len(batch), len(jobs))
 
 
-def draw_pictures(
-    family: Family,
-    prompts: Sequence[str],
-    images_per_prompt: int,
-    steps: int,
-    guidance: float,
-    on_progress: Callable[[int, int], None],
-) -> list[list[Image.Image]]:
-    """For each prompt its pictures; see `drawn_pictures`."""
-    rows: list[list[Image.Image]] = [[] for _ in prompts]
-    for batch in drawn_pictures(family, prompts, images_per_prompt, steps, guidance, on_progress):
+def first_pictures(batches: Iterable[Sequence[Drawn]], prompts: int, keep: int) -> tuple[tuple[Image.Image, ...], ...]:
+    """For each prompt its first `keep` pictures."""
+    rows: list[list[Image.Image]] = [[] for _ in range(prompts)]
+    for batch in batches:
         for index, picture in batch:
-            rows[index].append(picture)
-    return rows
+            if len(rows[index]) < keep:
+                rows[index].append(picture)
+    return tuple(map(tuple, rows))
 
 
 def noise_of(family: Family, seed: int) -> Tensor:

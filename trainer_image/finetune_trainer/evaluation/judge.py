@@ -9,13 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from finetune_trainer.evaluation.drawing import Drawn, first_pictures
 from finetune_trainer.evaluation.encoders import Encoder, Seen, joined
 from finetune_trainer.evaluation.intervals import Figure
 from finetune_trainer.evaluation.judgement import Shown, judged, target_of
 from finetune_trainer.evaluation.wording import Wording
-
-Drawn = tuple[int, Image.Image]
-"""Which prompt, and a picture of it; the i-th of a prompt has seed i."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +70,3 @@ class Judge:
     def figures(self, base: Look, now: Look) -> dict[str, Figure]:
         """Figures of `now` beside the base model's look at the same prompts and seeds."""
         return judged(self._training, base.shown, now.shown) | dict(now.losses)
-
-
-def first_pictures(batches: Iterable[Sequence[Drawn]], prompts: int, keep: int) -> tuple[tuple[Image.Image, ...], ...]:
-    """For each prompt its first `keep` pictures."""
-    rows: list[list[Image.Image]] = [[] for _ in range(prompts)]
-    for batch in batches:
-        for index, picture in batch:
-            if len(rows[index]) < keep:
-                rows[index].append(picture)
-    return tuple(map(tuple, rows))

@@ -15,12 +15,12 @@ from PIL import Image
 from finetune_trainer.data.held_out import held_out
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.errors import ConfigurationError, Interrupted
-from finetune_trainer.evaluation.drawing import drawn_pictures
+from finetune_trainer.evaluation.drawing import drawn_pictures, first_pictures
 from finetune_trainer.evaluation.duty import JudgementDuty, PicturesDuty
 from finetune_trainer.evaluation.encoders import Encoder, load_encoder
 from finetune_trainer.evaluation.fixed_noise import FixedNoiseLoss
 from finetune_trainer.evaluation.found import Judgement, Pictures
-from finetune_trainer.evaluation.judge import Judge, Look, first_pictures
+from finetune_trainer.evaluation.judge import Judge, Look
 from finetune_trainer.evaluation.snapshots import SEEDS
 from finetune_trainer.evaluation.wording import judged_prompts, wording_of
 from finetune_trainer.families.base import Family
