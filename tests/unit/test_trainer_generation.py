@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from finetune_api import FineTuneJobSpec, RunIdentity, resolve
 from finetune_trainer.errors import ConfigurationError, DataError
 from finetune_trainer.generation.picture_text import parameters, png
 from finetune_trainer.generation.plan import Recipe, plan, slug
 from finetune_trainer.generation.prompts import gather
+from finetune_trainer.generation.results import RunResults
 from finetune_trainer.generation.sheets import CELL, Print, pages, sheet
+from finetune_trainer.publish.manifest import Manifest, ManifestFile, ManifestInput, ManifestTraining
 from PIL import Image
 
 RECIPE = Recipe(
@@ -125,3 +128,70 @@ def test_each_prompt_begins_a_row_of_its_own() -> None:
     assert len(rows_with((255, 0, 0))) == 2 * CELL, "twelve pictures take two rows"
     assert len(rows_with((0, 0, 255))) == CELL
     assert rows_with((0, 0, 255))[0] > rows_with((255, 0, 0))[-1]
+
+
+ADAPTER, KOHYA = "lora/pytorch_lora_weights.safetensors", "lora/my-dog.safetensors"
+PIPELINE = ("pipeline/model_index.json", "pipeline/unet/diffusion_pytorch_model.safetensors")
+WORD = {"placeholder": "<dog>"}
+
+
+@pytest.mark.parametrize(
+    ("method", "files", "chosen"),
+    [
+        ({"lora": {"prompt": "sks"}}, (KOHYA, ADAPTER, *PIPELINE), (ADAPTER,)),
+        ({"lora": {"prompt": "sks"}}, (KOHYA,), (KOHYA,)),
+        ({"lora": {"prompt": "sks"}}, ("my-dog.safetensors", *PIPELINE), PIPELINE),
+        (
+            {"lora": {"prompt": "a <dog>", "tokens": [WORD]}},
+            (ADAPTER, "embeddings/dog.safetensors", "embeddings/dog.pt"),
+            (ADAPTER, "embeddings/dog.safetensors"),
+        ),
+        ({"dreamBooth": {"prompt": "sks"}}, ("my-dog.safetensors", *PIPELINE), PIPELINE),
+        (
+            {"textualInversion": {"tokens": [WORD]}},
+            ("embeddings/dog.safetensors", "embeddings/dog.pt"),
+            ("embeddings/dog.safetensors",),
+        ),
+        (
+            {"hypernetwork": {"prompt": "sks"}},
+            ("hypernetwork/my-dog.pt", "hypernetwork/my-dog.safetensors"),
+            ("hypernetwork/my-dog.safetensors",),
+        ),
+    ],
+)
+def test_which_of_the_published_files_it_takes(
+    method: dict[str, object], files: tuple[str, ...], chosen: tuple[str, ...]
+) -> None:
+    found = results_of(method, (*files, "report.html", "samples/pictures/a.png")).weights().files()
+    assert [file.path for file in found] == [f"attempts/one/{name}" for name in chosen]
+
+
+def test_a_model_that_was_only_published_for_other_programs() -> None:
+    with pytest.raises(ConfigurationError, match="as SingleFile only, for other programs; train with Diffusers among"):
+        results_of({"dreamBooth": {"prompt": "sks"}}, ("my-dog.safetensors",), ["SingleFile"]).weights()
+
+
+def results_of(method: dict[str, object], files: tuple[str, ...], formats: list[str] | None = None) -> RunResults:
+    output = {"uri": "file:///results", **({"formats": formats} if formats else {})}
+    spec = {
+        "baseModel": {"uri": "builtin://tiny-shapes"},
+        "method": method,
+        "dataset": {"uri": "file:///p"},
+        "output": output,
+    }
+    identity = RunIdentity(name="my-dog", namespace="local", uid="one")
+    manifest = Manifest(
+        run=identity,
+        run_sha256="0" * 64,
+        attempt="one",
+        created="2026-01-01T00:00:00+00:00",
+        base_model=ManifestInput(uri="builtin://tiny-shapes", revision="1"),
+        dataset=ManifestInput(uri="file:///p", revision="1"),
+        training=ManifestTraining(steps=1, loss=0.1, device="cpu"),
+        weights=("attempts/one/any",),
+        files=tuple(ManifestFile(path=f"attempts/one/{name}", size=1, sha256="0" * 64) for name in files),
+        libraries={},
+        settings={},
+    )
+    run = resolve(FineTuneJobSpec.model_validate(spec), None, identity)
+    return RunResults("results", manifest, "0" * 64, run)
