@@ -42,6 +42,15 @@ def encode(family: Family, *prompts: str, chunks: int = 1) -> Cond:
         return family.encode_text(family.tokenize(prompts, chunks))
 
 
+@torch.no_grad()
+def encoded_by(pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline, prompt: str, **more: int) -> Tensor:
+    """Diffusers' embeddings."""
+    embeddings: Tensor = pipeline.encode_prompt(
+        [prompt], device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False, **more
+    )[0]
+    return embeddings
+
+
 def same(one: Cond, other: Cond) -> bool:
     pooled = one.pooled is None if other.pooled is None else torch.equal(one.pooled, other.pooled)
     return torch.equal(one.embeddings, other.embeddings) and pooled
@@ -61,12 +70,9 @@ def test_clip_skip_is_that_of_diffusers(kind: str, models: dict[str, Path]) -> N
     family, plain = load_family(models[kind], CPU, clip_skip=1), load_family(models[kind], CPU)
     pipeline = PIPELINES[kind].from_pretrained(models[kind])
     pipeline.set_progress_bar_config(disable=True)
-    with torch.no_grad():
-        theirs = pipeline.encode_prompt(
-            ["a dog"], device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False, clip_skip=1
-        )
-    assert torch.equal(encode(family, "a dog").embeddings, theirs[0])
-    assert not torch.equal(encode(plain, "a dog").embeddings, theirs[0])
+    theirs = encoded_by(pipeline, "a dog", clip_skip=1)
+    assert torch.equal(encode(family, "a dog").embeddings, theirs)
+    assert not torch.equal(encode(plain, "a dog").embeddings, theirs)
 
     pipeline.scheduler = drawing_scheduler(dict(pipeline.scheduler.config))
     noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
@@ -157,14 +163,33 @@ def test_diffusers_makes_the_same_of_a_new_word(family: Family, kind: str, model
         tokenizer = getattr(pipeline, part.replace("text_encoder", "tokenizer"))
         encoder = getattr(pipeline, part)
         pipeline.load_textual_inversion({"<new>": rows}, token="<new>", text_encoder=encoder, tokenizer=tokenizer)
-    with torch.no_grad():
-        theirs = (
-            pipeline.encode_prompt(["a <new> b"], CPU, num_images_per_prompt=1, do_classifier_free_guidance=False)
-            if kind == "sd"
-            else pipeline.encode_prompt(["a <new> b"], do_classifier_free_guidance=False)
-        )
-    assert torch.equal(encode(family, "a <new> b").embeddings, theirs[0])
-    assert not torch.equal(encode(family, "a b").embeddings, theirs[0])
+    theirs = encoded_by(pipeline, "a <new> b")
+    assert torch.equal(encode(family, "a <new> b").embeddings, theirs)
+    assert not torch.equal(encode(family, "a b").embeddings, theirs)
+
+
+def test_words_that_a_model_brings_along(kind: str, models: dict[str, Path], tmp_path: Path) -> None:
+    """As Diffusers saves them: one token for each vector."""
+    plain = load_family(models[kind], CPU)
+    pipeline = PIPELINES[kind].from_pretrained(models[kind])
+    for word, count in (("<three>", 3), ("<one>", 1)):
+        for part, rows in random_word(plain, count).items():
+            tokenizer = getattr(pipeline, part.replace("text_encoder", "tokenizer"))
+            encoder = getattr(pipeline, part)
+            pipeline.load_textual_inversion({word: rows}, token=word, text_encoder=encoder, tokenizer=tokenizer)
+    pipeline.save_pretrained(tmp_path)
+    family = load_family(tmp_path, CPU)
+    prompt = "a <three> b <one>"
+    assert torch.equal(encode(family, prompt).embeddings, encoded_by(pipeline, prompt))
+    assert {len(rows) for rows in family.embed("<three>").values()} == {3}
+    assert family.word_known("<one>")
+    # and more can be added
+    vectors = random_word(family, 2, seed=1)
+    family.add_word("<more>", vectors)
+    for part, rows in family.embed("<one> <more>").items():
+        assert torch.equal(rows[1:], vectors[part])
+    with pytest.raises(ValueError, match="is in the vocabulary already"):
+        family.add_word("<three>", vectors)
 
 
 def test_only_the_new_rows_move(family: Family) -> None:

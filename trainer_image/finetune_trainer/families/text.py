@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,9 +40,9 @@ class TextReader:
         self._tokenizer, self._encoder = tokenizer, encoder
         self._length, self._skip, self._final_norm = length, skip, final_norm
         self._embeddings = encoder.text_model.embeddings
-        self._new: dict[str, list[int]] = {}
+        self._new = added_words(tokenizer)
         """Words that were added, in lower case, and the ids of their rows."""
-        self._pattern: re.Pattern[str] | None = None
+        self._pattern: re.Pattern[str] | None = word_pattern(self._new) if self._new else None
 
     @property
     def vocabulary(self) -> Tensor:
@@ -147,3 +148,19 @@ class TextReader:
                 tokens = self._tokenizer(part, add_special_tokens=False, verbose=False).input_ids
                 pieces += [[token] for token in tokens]
         return pieces
+
+
+def added_words(tokenizer: CLIPTokenizer) -> dict[str, list[int]]:
+    """Words that a model brings along beside its vocabulary, in lower case, and their ids. By Diffusers' convention a
+    word of several vectors is the tokens word, word_1, word_2 …, and stands for all of them."""
+    added = {
+        word: index for word, index in tokenizer.get_added_vocab().items() if word not in tokenizer.all_special_tokens
+    }
+    found: dict[str, list[int]] = {}
+    for word, index in added.items():
+        base, _, number = word.rpartition("_")
+        if base in added and number.isdecimal():
+            continue
+        more = itertools.takewhile(added.__contains__, (f"{word}_{count}" for count in itertools.count(1)))
+        found[word.lower()] = [index, *(added[token] for token in more)]
+    return found
