@@ -8,7 +8,7 @@ STEP   := hack/step.sh
 export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test chaos lint generate images kind-up kind-down
+.PHONY: help venv demo compare test chaos lint generate images kind-up kind-down
 
 help: ## What can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ $(READY): pyproject.toml
 
 demo: venv ## Fine-tunes the example subject on this machine, without a cluster (3 minutes on 2 cores)
 	@$(STEP) "LoRA on the pictures of examples/subjects" $(BIN)/finetune run examples/local.yaml
+
+compare: venv ## The four techniques on the same pictures, over five training seeds (2 hours; goes on where it stopped)
+	@$(STEP) "four techniques, five seeds" $(BIN)/finetune compare examples/compare.yaml --out runs/compare
 
 test: venv ## All tests; those that need Docker are skipped without it (1 hour). KEEP=1 keeps the cluster
 	@$(STEP) "all tests" $(BIN)/python -m pytest
