@@ -12,19 +12,26 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
 from finetune_api import TrainingRun
+from finetune_api.engine import EngineSpec
+from finetune_api.training_run import ResolvedTraining
+from finetune_trainer.engines import Engine, make_engine
 from finetune_trainer.exports import export_weights
 from finetune_trainer.group.seat import Seat
 from finetune_trainer.group.team import join
+from finetune_trainer.methods import ParameterGroup
 from finetune_trainer.telemetry.listener import StepReport
 from finetune_trainer.training.duties import Duty
 
 from support.runs import Ended, Pod
-from support.training import Memory, train_once
+from support.toys import Regression, batch_of
+from support.training import Memory, make_run, train_once
+
+T = TypeVar("T")
 
 PEER_SECONDS = 4.0
 """FINETUNE_PEER_SECONDS of these pods: the bound is a setting, and its default of 30 s would be most of a test."""
@@ -111,19 +118,67 @@ def train_as_group(
 
     Raises BrokenProcessPool where one died: the pool is gone then.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    generation = uuid.uuid4().hex
     futures = []
-    for rank in range(size):
-        seat = Seat(
-            rank=rank, size=size, local_rank=rank, generation=generation, store_host="127.0.0.1", store_port=port
-        )
+    for rank, seat in enumerate(_seats(size)):
         own = folder if rank == 0 else folder / str(rank)
         stops, dies = (stops_after or {}).get(rank), (dies_at or {}).get(rank)
         its_duties = duties if rank == 0 else ()
         futures.append(pool.submit(train_in_group, run, seat, model, pictures, own, stops, dies, its_duties))
     return [future.result(timeout=300) for future in futures]
+
+
+def optimize_in_group(seat: Seat, names: Sequence[str], steps: int) -> dict[str, tuple[list[float], list[float]]]:
+    """For each optimizer the losses of `steps` steps of a toy without and with a resumption in the middle: the state
+    is given to rank 0 alone."""
+    torch.set_num_threads(1)
+    team = join(seat, torch.device("cpu"))
+    team.meet(lambda: False)
+    found = {}
+    for name in names:
+        rate = 1.0 if name == "Prodigy" else 0.01
+        spec = make_run(training={"learningRate": rate, "optimizer": {"name": name}, "ema": True}).training
+
+        def engine_of(spec: ResolvedTraining) -> Engine:
+            module = Regression(dropout=0.1)
+            engine = make_engine(EngineSpec(), torch.device("cpu"), team)
+            engine.prepare(module, [ParameterGroup("all", dict(module.named_parameters()))], spec, [])
+            return engine
+
+        def losses(engine: Engine, first: int, last: int) -> list[float]:
+            batches = [[batch_of(0.5, 2 * step + team.rank, seed=2 * step + team.rank)] for step in range(last)]
+            return [float(engine.step(batch, 1.0).loss) for batch in batches[first:]]
+
+        engine = engine_of(spec)
+        before = losses(engine, 0, steps // 2)
+        state = engine.state()
+        whole = before + losses(engine, steps // 2, steps)
+        with engine.averaged():
+            whole.append(float(sum(value.double().sum() for value in engine.weights().values())))
+        resumed = engine_of(spec)
+        resumed.load(state if team.leads else None)
+        torn = before + losses(resumed, steps // 2, steps)
+        with resumed.averaged():
+            torn.append(float(sum(value.double().sum() for value in resumed.weights().values())))
+        found[name] = (whole, torn)
+    team.close()
+    return found
+
+
+def in_group(pool: Executor, size: int, task: Callable[..., T], *args: object) -> list[T]:
+    """What each process of a group of `pool` makes of `task`, called with its seat and `args`."""
+    futures = [pool.submit(task, seat, *args) for seat in _seats(size)]
+    return [future.result(timeout=300) for future in futures]
+
+
+def _seats(size: int) -> list[Seat]:
+    """Those of a new group on this machine, by rank."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    generation = uuid.uuid4().hex
+    return [
+        Seat(rank=rank, size=size, local_rank=rank, generation=generation, store_host="127.0.0.1", store_port=port)
+        for rank in range(size)
+    ]
 
 
 @dataclass

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from finetune_trainer.checkpoints import Checkpoints, NoTime, TrainingState
+from finetune_trainer.checkpoints import Best, Checkpoints, NoTime, TrainingState
+from finetune_trainer.engines.average import AverageState
 from finetune_trainer.engines.base import EngineState
 from finetune_trainer.publish.file_store import FileStore
 from finetune_trainer.publish.store import Store, open_store
@@ -40,6 +41,36 @@ def found_by(store: Store, folder: Path, attempt: str = "reader") -> int | None:
     found = checkpoints(store, folder, attempt).latest()
     assert found is None or torch.equal(found[1].engine.weights["weight"], state(found[0]).engine.weights["weight"])
     return found[0] if found else None
+
+
+def test_all_of_a_state_comes_back(store: Store, tmp_path: Path) -> None:
+    weights, average, best = ({"weight": torch.full((3, 2), value)} for value in (1.0, 2.0, 3.0))
+    optimizer = {"weight/step": torch.tensor(7), "group/0/d": torch.tensor(0.1, dtype=torch.float64)}
+    duties = ({"step": 6, "state": {"rounds": [1, 2]}}, {"step": 0, "state": {}})
+    full = TrainingState(
+        7,
+        EngineState(weights, optimizer, AverageState(average, 5)),
+        (0.5, 0.25),
+        {"model": "m"},
+        duties,
+        Best(6, best),
+        ended=True,
+    )
+    assert full.size == 4 * 18 + 16
+    checkpoints(store, tmp_path, "pod-1").save(7, full)
+    found = checkpoints(store, tmp_path, "reader").latest()
+    assert found is not None
+    step, back = found
+    assert step == back.step == 7
+    assert (back.losses, back.digests, back.duties, back.ended) == ((0.5, 0.25), {"model": "m"}, duties, True)
+    assert back.best is not None
+    assert back.engine.average is not None
+    assert (back.best.step, back.engine.average.updates) == (6, 5)
+    for name, tensors in full.tensors.items():
+        assert back.tensors[name].keys() == tensors.keys()
+        for key, value in tensors.items():
+            assert torch.equal(back.tensors[name][key], value)
+            assert back.tensors[name][key].dtype == value.dtype
 
 
 def truncate(store: Store, name: str) -> None:

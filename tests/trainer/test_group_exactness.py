@@ -19,7 +19,7 @@ from finetune_trainer.group.seat import Seat
 from finetune_trainer.training.schedule import total_steps
 from safetensors.torch import load
 from support.duties import Scripted
-from support.groups import Trained, train_as_group, train_in_group
+from support.groups import Trained, in_group, optimize_in_group, train_as_group, train_in_group
 from support.training import PRIOR, PROMPT, make_run
 
 STEPS = 6
@@ -129,6 +129,14 @@ def test_a_group_that_was_killed_ends_with_the_same_bytes(
     assert [one.losses for one in resumed] == [whole[0].losses] * 2
     assert [one.weights for one in resumed] == [whole[0].weights] * 2
     assert [one.best_step for one in (*whole, *resumed)] == [4] * 4
+
+
+def test_each_optimizer_goes_on_in_all_processes_from_the_state_of_one(pool: ProcessPoolExecutor) -> None:
+    first, second = in_group(pool, 2, optimize_in_group, ("AdamW", "AdamW8bit", "Adafactor", "Prodigy"), 40)
+    assert first == second
+    for whole, torn in first.values():
+        assert whole == torn, "losses and averaged weights"
+        assert len(set(whole)) == 41
 
 
 def test_a_single_process_knows_nothing_of_groups(tiny_sd: Path, pictures: Path, tmp_path: Path) -> None:

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from finetune_api import ExitCode
 from finetune_api.engine import EngineSpec
 from finetune_trainer.data.samples import Batch
 from finetune_trainer.engines import NonFiniteLoss, make_engine
 from finetune_trainer.errors import ConfigurationError, RunError
+from finetune_trainer.families import Family
 from finetune_trainer.methods import ParameterGroup
 from finetune_trainer.publish.file_store import FileStore
+from support.duties import Scripted
 from support.toys import batch_of
 from support.training import Memory, make_run, train_once
 from torch import Tensor, nn
@@ -93,6 +96,43 @@ def test_a_step_that_diverges_changes_no_weight(bad: float) -> None:
     result = engine.step([batch_of(1.0), batch_of(2.0)], 1.0)
     assert float(result.loss) == pytest.approx(3 * float(before.weights["weight"]))
     assert float(result.grad_norm) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("before", "message"),
+    [
+        (
+            0,
+            r"^step 1 of 6: the loss is nan .*before any weight was changed.* use training\.precision fp32, or",
+        ),
+        (2, r"^step 3 of 6: the loss is nan .* and would again; use a smaller training\.learningRate, or"),
+    ],
+)
+def test_divergence_is_told_with_its_step_and_not_tried_again(
+    before: int, message: str, tiny_sd: Path, pictures: Path, tmp_path: Path
+) -> None:
+    def poison(family: Family) -> None:
+        with torch.no_grad():
+            next(family.parts["unet"].parameters())[0] = float("nan")
+
+    def duties_of(family: Family) -> list[Scripted]:
+        if before == 0:
+            poison(family)
+        return [Scripted(look=lambda step: poison(family) if step == before else None)]
+
+    with pytest.raises(NonFiniteLoss, match=message) as caught:
+        train_once(make_run("dreamBooth"), tiny_sd, pictures, tmp_path, duties_of=duties_of)
+    assert caught.value.exit_code == ExitCode.BAD_CONFIGURATION
+
+
+def test_a_warm_up_longer_than_the_epochs_is_refused(tiny_sd: Path, pictures: Path, tmp_path: Path) -> None:
+    """Admission cannot know: it has not seen the pictures."""
+    training = {"steps": None, "epochs": 3, "learningRate": 0.01, "scheduler": {"name": "Cosine", "warmupSteps": 9}}
+    with pytest.raises(ConfigurationError, match=r"warmupSteps is 9, but the whole training has 9 steps"):
+        train_once(make_run(training=training), tiny_sd, pictures, tmp_path)
+    training["epochs"] = 4
+    _, outcome = train_once(make_run(training=training), tiny_sd, pictures, tmp_path)
+    assert outcome.step == 12
 
 
 def test_a_state_of_other_parameters_is_refused() -> None:
