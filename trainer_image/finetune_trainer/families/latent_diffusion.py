@@ -3,6 +3,7 @@ that keeps the variance."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from finetune_trainer.families.noise import NoiseSchedule
 from finetune_trainer.families.text import TextReader
 
 
-class LatentDiffusion:
+class LatentDiffusion(ABC):
     """Implements Family but for `predict`, `_make_pipeline` and what a kind of model adds. `load` makes one."""
 
     name: ClassVar[str]
@@ -119,6 +120,10 @@ class LatentDiffusion:
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         return self._noise.target(latents, noise, timesteps)
 
+    @abstractmethod
+    def predict(self, noisy: Tensor, timesteps: Tensor, cond: Cond, sizes: Tensor) -> Tensor:
+        """As Family.predict."""
+
     def snr(self, timesteps: Tensor) -> Tensor:
         return self._noise.snr(timesteps)
 
@@ -168,9 +173,9 @@ class LatentDiffusion:
         """What a pipeline must be told of the pictures' size beside the noise [B, channels, height, width]."""
         return {}
 
+    @abstractmethod
     def _make_pipeline(self, scheduler: SchedulerMixin) -> DiffusionPipeline:
         """The model as Diffusers has it, sharing the live parts."""
-        raise AssertionError(f"{type(self).__name__} has no pipeline")
 
     def _full_precision(self) -> torch.autocast:
         """The VAE computes in float32 whatever surrounds it: in half precision SDXL's overflows to NaN."""
