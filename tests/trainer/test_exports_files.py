@@ -10,6 +10,7 @@ from finetune_trainer.exports import export_weights
 from finetune_trainer.exports.readers import read_adapter, read_hypernetwork, read_words
 from finetune_trainer.families import Family, load_family
 from finetune_trainer.methods import Method, NoFiles, make_methods
+from safetensors.torch import load_file
 from support.method_cases import run_of
 from support.tiny_sdxl import build_tiny_sdxl
 from torch import Tensor
@@ -72,6 +73,21 @@ def test_files(case: str, formats: list[str] | None, expected: list[str], tiny_s
     output = {} if formats is None else {"formats": formats}
     *_, files = export(case, tiny_sd, tmp_path, **output)
     assert files == expected
+
+
+def test_words_that_are_in_a_pipeline_need_no_file(tiny_sd: Path, tmp_path: Path) -> None:
+    *_, files = export("pivotal", tiny_sd, tmp_path, formats=["Merged"])
+    assert {name.split("/")[0] for name in files} == {"pipeline"}
+
+
+def test_halves_are_halves_but_alpha_is_whole(tiny_sd: Path, tmp_path: Path) -> None:
+    """alpha is a factor of everything else in its layer, and a fraction where the scale is 1/√rank."""
+    export("dora", tiny_sd, tmp_path, formats=["Diffusers", "Kohya"], dtype="fp16")
+    for name in LORA:
+        tensors = load_file(tmp_path / name)
+        whole = {key for key, tensor in tensors.items() if tensor.dtype == torch.float32}
+        assert whole == {key for key in tensors if key.endswith(".alpha")}
+        assert {tensor.dtype for tensor in tensors.values()} <= {torch.float16, torch.float32}
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,13 @@ def test_the_same_words_give_the_same_bytes(sd: Written, dtype: str, tmp_path: P
         torch.testing.assert_close(found[""], rows["text_encoder"], rtol=1e-3, atol=1e-3)
 
 
+def test_whether_two_strings_are_one_object_is_not_seen(tmp_path: Path) -> None:
+    one = "".join(["li", "near"])
+    for name, other in (("same", one), ("equal", "".join(["lin", "ear"]))):
+        write_legacy(tmp_path / name, {1: {one: ROWS}, 2: {other: ROWS}})
+    assert (tmp_path / "same").read_bytes() == (tmp_path / "equal").read_bytes()
+
+
 def test_each_word_has_a_file_of_its_own() -> None:
     assert file_names(["<a>", "sks", "<x/../y>"]) == {"<a>": "a", "sks": "sks", "<x/../y>": "x_.._y"}
     with pytest.raises(ConfigurationError, match=r"<a> and a would both be published as a\.safetensors; rename"):
