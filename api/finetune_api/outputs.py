@@ -51,7 +51,8 @@ class ValidationSpec(Model):
 
 class JudgementSpec(Model):
     """What the training did to the model, in figures: is the subject learned, does it leak into other prompts, has the
-    rest drifted. The prompts are validation's."""
+    rest drifted. The prompts are validation's, and the method's own for the subject and its class where validation has
+    none. See docs/judgement.md."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Form("encoderUri", ENCODER_FORM, "hf://owner/name, s3://bucket/prefix or builtin://tiny-shapes"),
@@ -71,7 +72,8 @@ class JudgementSpec(Model):
     every_steps: Steps | None = None
     """Judge every so many steps too, and not only at the end. It costs drawing time."""
     max_leak: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """Limit of the rule for the best weights: the highest fidelity with a leak of at most this."""
+    """Limit of the rule for the best weights: the highest fidelity with a leak of at most this. A share of pictures
+    where the base model has its own judge; by another encoder a rise of the cosine, where 0.2 is much."""
     keep_best: bool = True
     """Publish the best judged weights rather than the last; only with everySteps."""
     patience: Annotated[int, Field(ge=1, le=100)] | None = None

@@ -15,6 +15,7 @@ from finetune_trainer.evaluation.wording import wording_of
 from finetune_trainer.families import Family, load_family
 from finetune_trainer.methods import make_methods
 from finetune_trainer.training.making_samples import make_samples
+from support.tiny_sdxl import build_tiny_sdxl
 from support.training import make_pictures, make_run
 
 CPU = torch.device("cpu")
@@ -68,6 +69,24 @@ def test_the_loss_is_that_of_the_model_at_fixed_levels_and_noise(family: Family,
             losses.append(float((said - noise).square().mean()))
     assert figure.value == pytest.approx(sum(losses) / len(losses), rel=1e-5)
     assert figure.n == 3
+
+
+def test_sdxl_is_told_the_sizes_of_each_picture(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its two text encoders and its size conditioning."""
+    family = load_family(build_tiny_sdxl(tmp_path / "sdxl"), CPU)
+    run = make_run(judgement={})
+    loss = FixedNoiseLoss(run, family, PictureSet.open(pictures), NONE, wording_of(run.method))
+    figure = loss()["trainingLoss"]
+    assert figure == loss()["trainingLoss"]
+    assert 0.5 < figure.value < 2, "noise has a variance of 1, and random weights predict about nothing"
+    told: list[torch.Tensor] = []
+    predict = family.predict
+    monkeypatch.setattr(family, "predict", lambda *given: told.append(given[3]) or predict(*given))
+    loss()
+    opened = PictureSet.open(pictures).pictures
+    assert [sizes[0, :2].tolist() for sizes in told] == [[float(one.height), float(one.width)] for one in opened]
 
 
 def test_the_same_model_has_the_same_loss_and_another_another(family: Family, pictures: Path, tmp_path: Path) -> None:
