@@ -139,7 +139,7 @@ def test_an_interruption_changes_nothing(
     assert found.judgement is not None
     figures = {one.step: {n: f.value for n, f in one.figures.items()} for one in found.judgement.history}
     assert figures == {report.step: dict(report.figures) for report in heard.judgements}
-    assert [step for step, _ in found.on_the_way] == [2, 4, 6], "pictures of before the interruption too"
+    assert [step for step, _ in found.on_the_way] == [0, 2, 4, 6], "pictures of before the interruption too"
 
 
 def test_patience_ends_the_training(tiny_sd: Path, dino: Path, pictures: Path, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_without_an_encoder_pictures_are_drawn_and_nothing_is_judged(tiny_sd: Pa
     duty.load(state)
     found = judging.finish(6)
     assert found.judgement is None
-    assert [(step, [len(row) for row in rows]) for step, rows in found.on_the_way] == [(2, [2])]
+    assert [(step, [len(row) for row in rows]) for step, rows in found.on_the_way] == [(0, [2]), (2, [2])]
     assert [len(row) for row in found.after] == [2]
 
 

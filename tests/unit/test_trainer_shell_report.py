@@ -97,7 +97,11 @@ def data(judgement: Judgement) -> ReportData:
             prompts=("a photo of sks", "a circle"),
             before=((plain(RED),) * 2, (plain(RED),) * 2),
             after=((plain(BLUE),) * 2, (plain(RED, (512, 256)),) * 2),
-            on_the_way=((2, [[plain(RED)], [plain(BLUE)]]), (4, [[plain(BLUE)], [plain(RED)]])),
+            on_the_way=(
+                (0, [[plain(RED)], [plain(RED)]]),
+                (2, [[plain(RED)], [plain(BLUE)]]),
+                (4, [[plain(BLUE)], [plain(RED)]]),
+            ),
             judgement=judgement,
         ),
         training_pictures=[plain(BLUE)],
@@ -118,7 +122,7 @@ def test_the_report_holds_everything_and_fetches_nothing(data: ReportData) -> No
     assert set(page.pictures) == {
         "training picture 1",
         *(f"{p}, {when}, seed {s}" for p in prompts for when in ("before", "after") for s in (0, 1)),
-        *(f"{p}, step {step}, seed 0" for p in prompts for step in (2, 4)),
+        *(f"{p}, {when}, seed 0" for p in prompts for when in ("base model", "step 2", "step 4")),
     }
     assert page.pictures["a photo of sks, before, seed 0"].getpixel((8, 8)) == RED, "small pictures are exact"
     assert page.pictures["a photo of sks, after, seed 1"].getpixel((8, 8)) == BLUE
@@ -163,7 +167,7 @@ def test_many_pictures_do_not_swell_the_report(data: ReportData) -> None:
     noise = Image.effect_noise((512, 512), 90).convert("RGB")
     drawn = replace(data.pictures, before=((noise,) * 64,) * 2, after=((noise,) * 64,) * 2)
     text = render_report(replace(data, pictures=drawn))
-    assert len(Page(text).found) == 1 + 2 * 2 * 8 + 4, "the first eight of each prompt"
+    assert len(Page(text).found) == 1 + 2 * 2 * 8 + 6, "the first eight of each prompt"
     assert len(text) < 8 << 20
 
 

@@ -62,5 +62,5 @@ class Pictures:
     """For each prompt its pictures; picture i has seed i, before and after."""
     after: tuple[tuple[Image.Image, ...], ...]
     on_the_way: tuple[tuple[int, list[list[Image.Image]]], ...]
-    """(step, for each prompt its first pictures)."""
+    """(step, for each prompt its first pictures); step 0 is the base model. Empty where none were drawn on the way."""
     judgement: Judgement | None

@@ -93,8 +93,10 @@ class Judging:
         """
         known = self._judged.looks.get(step) if self._judged is not None else None
         last = known or self._look(self._count)
-        way = {**dict(self._drawn.snapshots.rows() if self._drawn else ())}
+        way = dict(self._drawn.snapshots.rows() if self._drawn else ())
         way |= dict(self._judged.snapshots.rows() if self._judged else ())
+        if way:
+            way[0] = [list(row[:SEEDS]) for row in self._base.rows]
         judgement = self._conclude(step, last) if self._judge is not None else None
         return Pictures(self.prompts, self._base.rows, last.rows, tuple(sorted(way.items())), judgement)
 
