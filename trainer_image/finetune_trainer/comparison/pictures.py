@@ -45,5 +45,11 @@ def _prompts(row: Row, folder: Path) -> tuple[str, ...]:
             f"{path} cannot be read ({error}); remove the line of {row.name}, seed {row.seed} from rows.jsonl, and it "
             "is measured anew"
         ) from error
+    return drawn_prompts(run)
+
+
+def drawn_prompts(run: TrainingRun) -> tuple[str, ...]:
+    """What a run draws before and after, in the order of the pictures' names: a judged one may add prompts of its own
+    before those of validation."""
     prompts = run.validation.prompts or ()
     return judged_prompts(wording_of(run.method), prompts) if run.judgement is not None else prompts
