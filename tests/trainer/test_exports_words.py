@@ -13,6 +13,8 @@ from finetune_trainer.exports.legacy_torch import write_legacy
 from finetune_trainer.exports.readers import read_words
 from finetune_trainer.exports.words import file_names, write_words
 from finetune_trainer.families import Family, load_family
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.consumers_files import comfy_embedding, webui_embedding, webui_load_pickled
@@ -72,14 +74,15 @@ def test_one_small_file_that_is_called_like_the_word(sd: Written) -> None:
         }
 
 
-def test_diffusers_takes_it_for_sd(sd: Written, tiny_sd: Path) -> None:
+@pytest.mark.parametrize(("name", "word"), [("sks-dog.safetensors", WORD), ("sks-dog.pt", "sks-dog")])
+def test_diffusers_takes_it_for_sd(name: str, word: str, sd: Written, tiny_sd: Path) -> None:
     _, rows, folder = sd
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None, local_files_only=True)
-    pipeline.load_textual_inversion(folder / "sks-dog.safetensors")
-    ids = pipeline.tokenizer.convert_tokens_to_ids([WORD, f"{WORD}_1", f"{WORD}_2"])
+    pipeline.load_textual_inversion(folder / name)
+    ids = pipeline.tokenizer.convert_tokens_to_ids([word, f"{word}_1", f"{word}_2"])
     table = pipeline.text_encoder.get_input_embeddings().weight
     assert torch.equal(table[ids], rows["text_encoder"])
-    assert pipeline.maybe_convert_prompt(f"a {WORD}", pipeline.tokenizer) == f"a {WORD} {WORD}_1 {WORD}_2"
+    assert pipeline.maybe_convert_prompt(f"a {word}", pipeline.tokenizer) == f"a {word} {word}_1 {word}_2"
 
 
 def test_diffusers_takes_it_for_sdxl(xl: Written, tiny_sdxl: Path) -> None:
@@ -247,6 +250,28 @@ def test_damaged_files_are_refused(sd: Written, tmp_path: Path) -> None:
     torch.save([ROWS], tmp_path / "list.pt")
     with pytest.raises(DataError, match=r"holds a list; an embedding is a dictionary"):
         read_words(tmp_path / "list.pt")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(["sks-dog.safetensors", "sks-dog.pt"]),
+    changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=4),
+)
+def test_changed_bytes_are_refused_or_read(
+    name: str, changes: list[tuple[int, int]], sd: Written, tmp_path: Path
+) -> None:
+    _, _, folder = sd
+    content = bytearray((folder / name).read_bytes())
+    for place, value in changes:
+        content[place] = value
+    (tmp_path / name).write_bytes(content)
+    try:
+        words = read_words(tmp_path / name)
+    except DataError as error:
+        assert str(error).startswith(name)
+    else:
+        assert all(rows.dim() == 2 for vectors in words.values() for rows in vectors.values())
 
 
 def test_the_old_serialisation_keeps_what_it_is_given(tmp_path: Path) -> None:
