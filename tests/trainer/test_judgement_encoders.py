@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from finetune_api.methods import MethodSpec
 from finetune_trainer.builtin.vocabulary import PALETTE
 from finetune_trainer.errors import DataError
 from finetune_trainer.evaluation.encoders import border_colour, load_encoder
+from finetune_trainer.evaluation.judge import Judge
 from finetune_trainer.evaluation.preprocessing import Preprocessing, read_preprocessing
+from finetune_trainer.evaluation.wording import wording_of
 from finetune_trainer.sources.builtin import open_builtin
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -92,6 +95,17 @@ def test_clip_sees_and_reads_in_one_space(clip: Path) -> None:
     assert encoder.see(pictures).features == pytest.approx(reference.image_embeds.numpy(), abs=1e-5)
     assert encoder.read(["a dog", "b"]) == pytest.approx(reference.text_embeds.numpy(), abs=1e-5)
     assert encoder.read(["word " * 200]).shape == (1, 12), "longer texts are cut"
+
+
+@pytest.mark.parametrize(("prompt", "told"), [("a sks dog", True), ("sks", False)])
+def test_a_prompt_that_says_nothing_but_the_rare_word_has_no_fidelity_to_it(
+    clip: Path, prompt: str, told: bool
+) -> None:
+    wording = wording_of(MethodSpec.model_validate({"lora": {"prompt": prompt}}))
+    judge = Judge(load_encoder(clip, CPU), wording, [prompt], [noise(2)])
+    look = judge.look([[(0, picture)] for picture in noise(3)], keep=2)
+    assert [len(row) for row in look.rows] == [2]
+    assert ("promptFidelity" in judge.figures(look, look)) is told
 
 
 def test_a_picture_looks_the_same_in_any_batch(dino: Path) -> None:

@@ -42,8 +42,11 @@ class Judge:
         self.encoder, self._wording = encoder, wording
         self._prompts = tuple(prompts)
         self._training = joined([encoder.see(batch) for batch in training])
-        texts = encoder.read([wording.without_subject(prompt) for prompt in prompts])
-        self._texts = [None] * len(self._prompts) if texts is None else list(texts)
+        words = [wording.without_subject(prompt) for prompt in prompts]
+        texts = encoder.read(words) if any(words) else None
+        # a prompt of the rare word alone says nothing that pictures could be true to
+        read = texts if texts is not None else [None] * len(words)
+        self._texts = [features if text else None for text, features in zip(words, read, strict=True)]
 
     @property
     def recognises(self) -> bool:
