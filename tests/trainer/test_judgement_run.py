@@ -142,6 +142,35 @@ def test_an_interruption_changes_nothing(
     assert [step for step, _ in found.on_the_way] == [0, 2, 4, 6], "pictures of before the interruption too"
 
 
+@pytest.mark.parametrize(
+    ("technique", "changes"),
+    [
+        ("lora", {"training": {"ema": True}}),
+        ("dreamBooth", {}),
+        ("textualInversion", {"method": {"textualInversion": {"tokens": [{"placeholder": "<dog>"}]}}}),
+        ("hypernetwork", {}),
+    ],
+    ids=["averaged", "all weights", "a new word", "a hypernetwork"],
+)
+def test_pictures_of_the_end_are_those_of_the_best_step_drawn_again(
+    technique: str, changes: dict, tiny_sd: Path, dino: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Whatever is trained: the weights that were kept are those that were judged."""
+    run = make_run(
+        technique,
+        **changes | {"training": {"steps": 3, "learningRate": 0.01, **changes.get("training", {})}},
+        validation={"imagesPerPrompt": 1, "inferenceSteps": 2},
+        judgement={"imagesPerPrompt": 2, "everySteps": 1},
+    )
+    _, judging, step = train_judged(run, tiny_sd, dino, pictures, tmp_path, Memory())
+    again = judging.finish(-1).judgement  # a step that nobody has judged: drawn anew
+    assert again is not None
+    judged = next(one for one in again.history if one.step == step)
+    assert again.after == judged.figures
+    others = [one.figures for one in again.history if one.step != step]
+    assert all(figures != judged.figures for figures in others), "each step draws something else"
+
+
 def test_patience_ends_the_training(tiny_sd: Path, dino: Path, pictures: Path, tmp_path: Path) -> None:
     listener = Memory()
     run = judged_run(patience=1, everySteps=1)
