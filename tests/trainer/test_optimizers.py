@@ -37,23 +37,25 @@ def trained(engine: Engine, first: int, last: int) -> list[float]:
     return [float(engine.step([batch_of(number=step, seed=step)], 1.0).loss) for step in range(first, last)]
 
 
-@pytest.mark.parametrize(("name", "steps"), [("AdamW", 40), ("AdamW8bit", 40), ("Adafactor", 40), ("Prodigy", 140)])
-def test_each_learns_and_goes_on_from_its_state_to_the_bit(name: str, steps: int) -> None:
-    """Prodigy takes its time to find a rate."""
+@pytest.mark.parametrize(
+    ("name", "first", "last"), [("AdamW", 20, 40), ("AdamW8bit", 20, 40), ("Adafactor", 20, 40), ("Prodigy", 60, 140)]
+)
+def test_each_learns_and_goes_on_from_its_state_to_the_bit(name: str, first: int, last: int) -> None:
+    """Prodigy is interrupted while it looks for its rate."""
     module = Regression()
     engine = prepared(module, training(name))
-    losses = trained(engine, 0, steps)
-    assert losses[-1] < 0.8 * losses[0]
+    before = trained(engine, 0, first)
     state = engine.state()
     assert state.optimizer
-    losses = trained(engine, steps, steps + 10)
+    losses = trained(engine, first, last)
+    assert losses[-1] < 0.8 * before[0]
 
     resumed = Regression()
     again = prepared(resumed, training(name))
     again.load(state)
     assert again.state().optimizer.keys() == state.optimizer.keys()
     assert all(torch.equal(value, state.optimizer[key]) for key, value in again.state().optimizer.items())
-    assert trained(again, steps, steps + 10) == losses
+    assert trained(again, first, last) == losses
     for one, other in zip(module.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
 
