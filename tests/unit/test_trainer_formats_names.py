@@ -5,7 +5,7 @@ Diffusers' file, and in kohya's.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -178,18 +178,23 @@ def test_diffusers_turns_them_back(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "version", "second", "architecture"),
+    ("name", "prediction", "version", "second", "architecture"),
     [
-        ("sd15", "sd_v1", "False", "stable-diffusion-v1/lora"),
-        ("sd21", "sd_v2", "True", "stable-diffusion-v2-512/lora"),
-        ("sdxl", "sdxl_base_v1-0", "False", "stable-diffusion-xl-v1-base/lora"),
+        ("sd15", "epsilon", "sd_v1", "False", "stable-diffusion-v1/lora"),
+        ("sd15", "v_prediction", "sd_v1_v", "False", "stable-diffusion-v1/lora"),
+        ("sd21", "epsilon", "sd_v2", "True", "stable-diffusion-v2-512/lora"),
+        ("sd21", "v_prediction", "sd_v2_v", "True", "stable-diffusion-v2-768-v/lora"),
+        ("sdxl", "epsilon", "sdxl_base_v1-0", "False", "stable-diffusion-xl-v1-base/lora"),
     ],
 )
-def test_the_header_says_which_model(name: str, version: str, second: str, architecture: str) -> None:
-    header = kohya_metadata(model(name), adapter(name), "my-dog")
+def test_the_header_says_which_model(name: str, prediction: str, version: str, second: str, architecture: str) -> None:
+    family = replace(model(name), prediction_type=prediction)
+    header = kohya_metadata(family, adapter(name), "my-dog")
     assert header["ss_base_model_version"] == version
     assert header["ss_v2"] == second
     assert header["modelspec.architecture"] == architecture
+    assert header["modelspec.prediction_type"] == ("epsilon" if prediction == "epsilon" else "v")
+    assert header["modelspec.implementation"].startswith("https" if name == "sdxl" else "diffusers")
     assert header["ss_network_dim"] == "2"
     assert header["ss_network_alpha"] == "1"
     assert header["ss_network_args"] == '{"conv_dim": "2", "conv_alpha": "1"}'

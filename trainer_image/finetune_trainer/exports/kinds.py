@@ -19,7 +19,10 @@ class Kind:
     """2.x"""
 
 
-FIRST = Kind("sd_v1", "stable-diffusion-v1")
+FIRST = {
+    "epsilon": Kind("sd_v1", "stable-diffusion-v1"),
+    "v_prediction": Kind("sd_v1_v", "stable-diffusion-v1"),
+}
 SECOND = {
     "epsilon": Kind("sd_v2", "stable-diffusion-v2-512", second=True),
     "v_prediction": Kind("sd_v2_v", "stable-diffusion-v2-768-v", second=True),
@@ -37,7 +40,7 @@ def kind_of(family: Family) -> Kind:
     if is_xl(family):
         return XL
     width = getattr(getattr(family.parts[family.denoiser], "config", None), "cross_attention_dim", None)
-    return SECOND[family.prediction_type] if width == 1024 else FIRST
+    return (SECOND if width == 1024 else FIRST)[family.prediction_type]
 
 
 def modelspec(family: Family, title: str, what: str | None) -> dict[str, str]:
