@@ -117,8 +117,8 @@ BAD = {
     "what is not carried out yet": (
         ("steps: 10", "precision: fp16"),
         [
-            "job.yaml:14: spec.training.precision is \"fp16\": precision can only be 'fp32' or 'bf16' so far; use fp32 or "
-            "bf16"
+            "job.yaml:14: spec.training.precision is \"fp16\": precision can only be 'fp32' or 'bf16' so far; use "
+            "fp32 or bf16"
         ],
     ),
     "two rules broken at once": (
