@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from finetune_api import TrainingRun
+from finetune_api.outputs import JudgementSpec
 from finetune_trainer.cli import app
+from finetune_trainer.data.held_out import held_out
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.errors import ConfigurationError, Interrupted
 from finetune_trainer.evaluation.best import best_of
@@ -21,7 +23,7 @@ from finetune_trainer.families import Family, load_family
 from finetune_trainer.sources.builtin import open_builtin
 from finetune_trainer.training.duties import Duty
 from support.tiny_encoders import build_tiny_clip, build_tiny_dino
-from support.training import Memory, make_run, train_once
+from support.training import Memory, make_pictures, make_run, train_once
 from typer.testing import CliRunner
 
 CPU = torch.device("cpu")
@@ -195,6 +197,30 @@ def test_without_an_encoder_pictures_are_drawn_and_nothing_is_judged(tiny_sd: Pa
     assert found.judgement is None
     assert [(step, [len(row) for row in rows]) for step, rows in found.on_the_way] == [(0, [2]), (2, [2])]
     assert [len(row) for row in found.after] == [2]
+
+
+def test_pictures_that_are_held_out_are_named_and_compared_with_nobody(
+    tiny_sd: Path, dino: Path, tmp_path: Path
+) -> None:
+    pictures = PictureSet.open(make_pictures(tmp_path, 20))
+    held = held_out(judged_run(), 20)
+    listener = Memory()
+    judging = Judging(
+        judged_run(), load_family(tiny_sd, CPU), load_encoder(dino, CPU), pictures, NO_CLASSES, listener, lambda: False
+    )
+    (line,) = [message for message in listener.messages if message.startswith("Held out of the training")]
+    assert all(pictures.pictures[number].path.name in line for number in held)
+    found = judging.finish(0).judgement
+    assert found is not None
+    trained = PictureSet(tuple(one for number, one in enumerate(pictures.pictures) if number not in held))
+    alone = judged_run().model_copy(update={"judgement": JudgementSpec(images_per_prompt=4)})
+    same = Judging(
+        alone, load_family(tiny_sd, CPU), load_encoder(dino, CPU), trained, NO_CLASSES, Memory(), lambda: False
+    )
+    by_hand = same.finish(0).judgement
+    assert by_hand is not None
+    assert found.after["fidelity"] == by_hand.after["fidelity"]
+    assert found.after["validationLoss"].n == 2
 
 
 def test_who_judges(tiny_sd: Path, dino: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from finetune_api import TrainingRun
 from PIL import Image
 
+from finetune_trainer.data.caption_files import listed
 from finetune_trainer.data.held_out import held_out
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.errors import ConfigurationError, Interrupted
@@ -66,6 +67,9 @@ class Judging:
             held = held_out(run, len(pictures))
             judge = Judge(encoder, wording, self.prompts, _training_pictures(pictures, held))
             # who was not asked for keeps quiet about what it does not know
+            if held:
+                names = listed([pictures.pictures[number].path.name for number in sorted(held)])
+                listener.message(f"Held out of the training, for the validation loss: {names}")
             self._judge = judge if spec is not None or judge.recognises else None
         self._losses: FixedNoiseLoss | None = None
         if spec is not None and encoder is not None:
