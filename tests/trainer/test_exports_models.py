@@ -16,7 +16,7 @@ from support.tiny_sd import build_tiny_sd
 from support.tiny_sdxl import build_tiny_sdxl
 
 CLASSES = {"sd": StableDiffusionPipeline, "sd2": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
-WORD = "<sks>"
+WORD = "<Sks-Dog>"
 
 
 def build(kind: str, folder: Path) -> Path:

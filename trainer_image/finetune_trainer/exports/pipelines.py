@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedTokenizerBase
 
 from finetune_trainer.exports.words import Words
 from finetune_trainer.families.base import Family
@@ -41,7 +41,8 @@ def add_words(tokenizer: PreTrainedTokenizerBase, encoder: nn.Module, words: Map
     table = embeddings.token_embedding.weight
     for word, vectors in words.items():
         tokens = [word, *(f"{word}_{number}" for number in range(1, len(vectors)))]
-        tokenizer.add_tokens(tokens)
+        # as it is written: Diffusers looks for a token in the prompt, and would not find a lower-cased one there
+        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens])
         ids = tokenizer.convert_tokens_to_ids(tokens)
         missing = max(ids) + 1 - len(table)
         if missing > 0:
