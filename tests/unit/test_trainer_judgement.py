@@ -10,7 +10,6 @@ import pytest
 from finetune_api.methods import MethodSpec
 from finetune_trainer.evaluation.best import JudgedStep, best_of, gives_up
 from finetune_trainer.evaluation.budget import Budget
-from finetune_trainer.evaluation.encoders import Seen, Verdicts
 from finetune_trainer.evaluation.intervals import Figure, mean, mean_over_pairs, share
 from finetune_trainer.evaluation.judgement import (
     Shown,
@@ -22,6 +21,7 @@ from finetune_trainer.evaluation.judgement import (
     shape_in,
     target_of,
 )
+from finetune_trainer.evaluation.seen import Seen, Verdicts
 from finetune_trainer.evaluation.wording import judged_prompts, wording_of, words_of
 from hypothesis import given
 from hypothesis import strategies as st

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,6 +21,7 @@ from finetune_trainer.builtin.classifier import Classifier, load_classifier
 from finetune_trainer.builtin.vocabulary import PALETTE
 from finetune_trainer.errors import DataError
 from finetune_trainer.evaluation.preprocessing import Preprocessing, read_preprocessing
+from finetune_trainer.evaluation.seen import Seen, Verdicts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,49 +31,6 @@ if TYPE_CHECKING:
 BATCH = 32
 FIELD = "spec.judgement.encoderUri"
 KINDS = ("clip", "dinov2", "dinov2_with_registers", "vit")
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """What a classifier calls each of N pictures."""
-
-    classes: tuple[str, ...]
-    """A shape, `subject` or `none`."""
-    colours: tuple[str, ...]
-    """Of the shape; means nothing for `subject` and `none`."""
-    backgrounds: tuple[str, ...]
-
-    def rows(self) -> list[Verdicts]:
-        """Each picture by itself."""
-        triples = zip(self.classes, self.colours, self.backgrounds, strict=True)
-        return [Verdicts((name,), (colour,), (background,)) for name, colour, background in triples]
-
-
-@dataclass(frozen=True)
-class Seen:
-    """N pictures as an encoder sees them."""
-
-    features: NDArray[np.float32]
-    """[N, D]. Pictures are compared by Euclidean distance."""
-    verdicts: Verdicts | None = None
-
-    def rows(self) -> list[Seen]:
-        """Each picture by itself."""
-        one = [None] * len(self.features) if self.verdicts is None else self.verdicts.rows()
-        return [Seen(self.features[i : i + 1], verdict) for i, verdict in enumerate(one)]
-
-
-def joined(parts: Sequence[Seen]) -> Seen:
-    """The pictures of all parts, of which there is at least one, in their order."""
-    verdicts = [part.verdicts for part in parts if part.verdicts is not None]
-    whole = None
-    if verdicts:
-        whole = Verdicts(
-            tuple(name for one in verdicts for name in one.classes),
-            tuple(name for one in verdicts for name in one.colours),
-            tuple(name for one in verdicts for name in one.backgrounds),
-        )
-    return Seen(np.concatenate([part.features for part in parts]), whole)
 
 
 class Encoder(Protocol):

@@ -10,9 +10,10 @@ import numpy as np
 from PIL import Image
 
 from finetune_trainer.evaluation.drawing import Drawn, first_pictures
-from finetune_trainer.evaluation.encoders import Encoder, Seen, joined
+from finetune_trainer.evaluation.encoders import Encoder
 from finetune_trainer.evaluation.intervals import Figure
 from finetune_trainer.evaluation.judgement import Shown, judged, target_of
+from finetune_trainer.evaluation.seen import Seen, joined
 from finetune_trainer.evaluation.wording import Wording
 
 

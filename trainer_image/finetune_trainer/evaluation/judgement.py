@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_trainer.builtin.vocabulary import COLOURS, NONE, SHAPES, SUBJECT
-from finetune_trainer.evaluation.encoders import Seen, Verdicts
 from finetune_trainer.evaluation.intervals import Figure, mean, mean_over_pairs, share
+from finetune_trainer.evaluation.seen import Seen, Verdicts
 from finetune_trainer.evaluation.wording import Kind, words_of
 
 Features = NDArray[np.float32]
