@@ -11,7 +11,7 @@ import torch
 from finetune_api.engine import EngineSpec
 from finetune_api.training_run import ResolvedTraining
 from finetune_trainer.engines import Engine, make_engine
-from finetune_trainer.engines.adamw_8bit import AdamW8bit, codebook, dequantise, quantise
+from finetune_trainer.engines.adamw_8bit import AdamW8bit, code_table, codebook, dequantise, quantise
 from finetune_trainer.errors import ConfigurationError
 from finetune_trainer.methods import ParameterGroup
 from prodigyopt import Prodigy
@@ -123,19 +123,19 @@ def test_what_a_byte_can_mean(signed: bool) -> None:
     assert book[-1] == 1.0
     assert (0.0 in book) == signed, "nothing is ever divided by a zero that was none"
     values = torch.logspace(-6, 3, 1000).view(10, 100) * (torch.tensor([1.0, -1.0]).repeat(50) if signed else 1.0)
-    codes, scale = quantise(values, book)
+    codes, scale = quantise(values, code_table(book))
     assert codes.shape == (4, 256)
     back = dequantise(codes, scale, book, values.shape)
     large = values.abs() > 0.1 * values.abs().max()
     assert (back - values)[large].abs().max() <= 0.01 * values.abs().max()
     relative = torch.logspace(-5, 0, 256)
-    assert (dequantise(*quantise(relative, book), book, relative.shape) / relative - 1).abs().max() < 0.5
+    assert (dequantise(*quantise(relative, code_table(book)), book, relative.shape) / relative - 1).abs().max() < 0.5
 
 
 def test_what_is_all_zeros_stays_so() -> None:
     for book in (codebook(True), codebook(False)):
         zeros = torch.zeros(300)
-        assert torch.equal(dequantise(*quantise(zeros, book), book, zeros.shape), zeros)
+        assert torch.equal(dequantise(*quantise(zeros, code_table(book)), book, zeros.shape), zeros)
 
 
 def test_a_group_has_a_rate_a_decay_and_a_constraint_of_its_own() -> None:

@@ -36,25 +36,33 @@ def codebook(signed: bool) -> Tensor:
     return torch.tensor(sorted(values), dtype=torch.float64).float()
 
 
-def quantise(values: Tensor, book: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest entries of `book`, uint8 [blocks, BLOCK], and each block's scale, float32 [blocks, 1].
+def code_table(book: Tensor) -> Tensor:
+    """The nearest entry of `book` for each of the 65,536 float16 numbers, by their bits: uint8. Looking a number up is
+    ten times as fast as searching for it, and float16 is finer than any book."""
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16).float()
+    return torch.bucketize(numbers, (book[:-1] + book[1:]) / 2).to(torch.uint8)
+
+
+def quantise(values: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes, uint8 [blocks, BLOCK], and each block's scale, float32 [blocks, 1].
 
     Args:
         values: float32, any shape.
-        book: from `codebook`.
+        table: from `code_table`.
     """
     flat = values.reshape(-1)
     blocks = nn.functional.pad(flat, (0, -flat.numel() % BLOCK)).view(-1, BLOCK)
     scale = blocks.abs().amax(1, keepdim=True)
     # a block of zeros has no scale; any other one will do
-    relative = blocks / torch.where(scale > 0, scale, 1.0)
-    between = (book[:-1] + book[1:]) / 2
-    return torch.bucketize(relative, between).to(torch.uint8), scale
+    relative = (blocks / torch.where(scale > 0, scale, 1.0)).half()
+    bits = relative.view(torch.int16).view(-1).int() + 2**15
+    return table.index_select(0, bits).view(-1, BLOCK), scale
 
 
 def dequantise(codes: Tensor, scale: Tensor, book: Tensor, shape: torch.Size) -> Tensor:
     """What `quantise` was given, float32 of `shape`, as near as a byte can say."""
-    return (book[codes.int()] * scale).view(-1)[: shape.numel()].view(shape)
+    values = book.index_select(0, codes.view(-1).int()).view(codes.shape) * scale
+    return values.view(-1)[: shape.numel()].view(shape)
 
 
 class AdamW8bit(Optimizer):
@@ -70,7 +78,7 @@ class AdamW8bit(Optimizer):
         weight_decay: float,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self._books: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._books: dict[torch.device, tuple[Tensor, ...]] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # no closure is run
@@ -98,7 +106,7 @@ class AdamW8bit(Optimizer):
             return torch.zeros_like(parameter), torch.zeros_like(parameter)
         if parameter.numel() < SMALLEST:
             return state["first"], state["root"]
-        signed, unsigned = self._books_on(parameter.device)
+        signed, unsigned, _, _ = self._books_on(parameter.device)
         first = dequantise(state["first"], state["first_scale"], signed, parameter.shape)
         return first, dequantise(state["root"], state["root_scale"], unsigned, parameter.shape)
 
@@ -107,11 +115,13 @@ class AdamW8bit(Optimizer):
         if parameter.numel() < SMALLEST:
             state["first"], state["root"] = first, root
             return
-        signed, unsigned = self._books_on(parameter.device)
+        _, _, signed, unsigned = self._books_on(parameter.device)
         state["first"], state["first_scale"] = quantise(first, signed)
         state["root"], state["root_scale"] = quantise(root, unsigned)
 
-    def _books_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _books_on(self, device: torch.device) -> tuple[Tensor, ...]:
+        """The two books, signed first, and their tables."""
         if device not in self._books:
-            self._books[device] = (codebook(True).to(device), codebook(False).to(device))
+            books = (codebook(True), codebook(False))
+            self._books[device] = tuple(one.to(device) for one in (*books, *map(code_table, books)))
         return self._books[device]
