@@ -6,13 +6,15 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from finetune_api import TrainingRun
-from finetune_trainer.exports import export_weights
+from finetune_trainer.errors import ConfigurationError
+from finetune_trainer.exports import check_exports, export_weights
 from finetune_trainer.exports.readers import read_adapter, read_hypernetwork, read_words
 from finetune_trainer.families import Family, load_family
 from finetune_trainer.methods import Method, NoFiles, make_methods
 from safetensors.torch import load_file
 from support.method_cases import run_of
 from support.tiny_sdxl import build_tiny_sdxl
+from support.training import make_run
 from torch import Tensor
 
 PROMPT = "a sks dog <toy>"
@@ -73,6 +75,20 @@ def test_files(case: str, formats: list[str] | None, expected: list[str], tiny_s
     output = {} if formats is None else {"formats": formats}
     *_, files = export(case, tiny_sd, tmp_path, **output)
     assert files == expected
+
+
+def test_what_could_not_be_written_is_refused_before_the_training(tiny_sd: Path) -> None:
+    family = load_family(tiny_sd, torch.device("cpu"))
+    for case in ("lora", "pivotal", "words", "hypernetwork"):
+        check_exports(run_of(case), family)
+    words = [{"placeholder": "<toy>"}, {"placeholder": "toy"}]
+    for method in ({"textualInversion": {"tokens": words}}, {"lora": {"prompt": "a <toy>", "tokens": words}}):
+        with pytest.raises(ConfigurationError, match=r"<toy> and toy would both be published as toy\.safetensors"):
+            check_exports(make_run(next(iter(method)), method=method), family)
+    family.parts["unet"].register_to_config(layers_per_block=(1, 2))
+    with pytest.raises(ConfigurationError, match=r"output\.formats: a UNet with layers_per_block .* use Diffusers"):
+        check_exports(run_of("lora"), family)
+    check_exports(run_of("lora", output={"uri": "file:///output", "formats": ["Diffusers"]}), family)
 
 
 def test_words_that_are_in_a_pipeline_need_no_file(tiny_sd: Path, tmp_path: Path) -> None:

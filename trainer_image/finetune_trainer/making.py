@@ -23,7 +23,7 @@ from finetune_trainer.evaluation.contact_sheet import contact_sheet
 from finetune_trainer.evaluation.found import Judgement
 from finetune_trainer.evaluation.judging import Judging, encoder_of
 from finetune_trainer.evaluation.report import ReportData, attempt_rows, render_report
-from finetune_trainer.exports import export_weights
+from finetune_trainer.exports import check_exports, export_weights
 from finetune_trainer.exports.diffusers_lora import ADAPTER_FILE
 from finetune_trainer.exports.on_the_way import WeightsOnTheWay
 from finetune_trainer.families import Family, load_family
@@ -91,7 +91,7 @@ def make(
     # before the long work, so that a missing caption is told at once
     read_dataset(pictures, run.dataset)
     device = device_of(settings.seat)
-    family = load_family(inputs.model.path, device, run.training.clip_skip)
+    family = _load_family(run, inputs, device)
     team = join(settings.seat, device)
     # before the long work, so that a wrong encoder is told at once
     encoder = encoder_of(run, inputs.encoder.path if inputs.encoder is not None else None, inputs.model.path, device)
@@ -214,7 +214,7 @@ def help_making(
     pictures = PictureSet.open(inputs.pictures)
     read_dataset(pictures, run.dataset)
     device = device_of(settings.seat)
-    family = load_family(inputs.model.path, device, run.training.clip_skip)
+    family = _load_family(run, inputs, device)
     team = join(settings.seat, device)
     team.meet(should_stop)
     # drawn once, by rank 0: another GPU might draw them a little differently
@@ -239,6 +239,13 @@ def help_making(
     if outcome.interrupted:
         raise Interrupted(f"stopped at step {outcome.step} of {outcome.total_steps}; rank 0 saves the state")
     team.close()
+
+
+def _load_family(run: TrainingRun, inputs: Inputs, device: torch.device) -> Family:
+    """The base model. What could not be written of it in the end is refused at once."""
+    family = load_family(inputs.model.path, device, run.training.clip_skip)
+    check_exports(run, family)
+    return family
 
 
 def _class_pictures(

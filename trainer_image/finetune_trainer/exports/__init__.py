@@ -16,11 +16,12 @@ from finetune_trainer.exports.pipelines import write_pipeline
 from finetune_trainer.exports.plain_parts import plain_parts
 from finetune_trainer.exports.single_file import write_single_file
 from finetune_trainer.exports.tensors import Dtype, file_name, plain_all, write_tensors
-from finetune_trainer.exports.words import Words, write_words
+from finetune_trainer.exports.unet_names import UnetNames
+from finetune_trainer.exports.words import Words, file_names, write_words
 from finetune_trainer.families.base import Family
 from finetune_trainer.methods.base import AdapterWeights, Hypernetwork, NewWords, Result, WholeParts
 
-__all__ = ["export_weights"]
+__all__ = ["check_exports", "export_weights"]
 
 
 def export_weights(run: TrainingRun, family: Family, results: Sequence[Result], out_dir: Path) -> list[Path]:
@@ -58,6 +59,23 @@ def export_weights(run: TrainingRun, family: Family, results: Sequence[Result], 
     files = [path for place in places for path in place.rglob("*") if path.is_file()]
     single = out_dir / f"{name}.safetensors"
     return sorted([*files, single] if single.is_file() else files)
+
+
+def check_exports(run: TrainingRun, family: Family) -> None:
+    """What can be known before the training of what `export_weights` would refuse after it.
+
+    Raises:
+        ConfigurationError: two words would have one file, or the model's layers have no names in a format.
+    """
+    lora, inversion = run.method.lora, run.method.textual_inversion
+    tokens = (lora.tokens if lora is not None else inversion.tokens if inversion is not None else None) or ()
+    file_names([token.placeholder for token in tokens])
+    formats = set(run.output.formats or TECHNIQUES[run.method.name].default_formats)
+    if formats & {"Kohya", "SingleFile"}:
+        try:
+            UnetNames.of(family.parts[family.denoiser].config)
+        except ValueError as error:
+            raise ConfigurationError(f"output.formats: {error}; use Diffusers") from error
 
 
 def _write_adapter(
