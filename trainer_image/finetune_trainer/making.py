@@ -42,6 +42,8 @@ from finetune_trainer.training.loop import train
 from finetune_trainer.training.schedule import learning_rate_factor
 
 if TYPE_CHECKING:
+    import torch
+
     from finetune_trainer.run import Inputs
 
 SHOWN_TRAINING_PICTURES = 12
