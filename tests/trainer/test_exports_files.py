@@ -1,11 +1,13 @@
 """Which files a run leaves, by technique and output.formats; what is loaded from them draws what was trained."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
-from finetune_api import TrainingRun
+from finetune_api import ExitCode, TrainingRun
+from finetune_trainer.cli import app
 from finetune_trainer.errors import ConfigurationError
 from finetune_trainer.exports import check_exports, export_weights
 from finetune_trainer.exports.readers import read_adapter, read_hypernetwork, read_words
@@ -16,6 +18,7 @@ from support.method_cases import run_of
 from support.tiny_sdxl import build_tiny_sdxl
 from support.training import make_run
 from torch import Tensor
+from typer.testing import CliRunner
 
 PROMPT = "a sks dog <toy>"
 
@@ -89,6 +92,28 @@ def test_what_could_not_be_written_is_refused_before_the_training(tiny_sd: Path)
     with pytest.raises(ConfigurationError, match=r"output\.formats: a UNet with layers_per_block .* use Diffusers"):
         check_exports(run_of("lora"), family)
     check_exports(run_of("lora", output={"uri": "file:///output", "formats": ["Diffusers"]}), family)
+
+
+def test_a_run_that_could_not_be_written_ends_before_its_first_step(
+    tiny_sd: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    words = [{"placeholder": "<toy>", "initializer": "d"}, {"placeholder": "toy", "initializer": "d"}]
+    spec = {
+        "baseModel": {"uri": f"file://{tiny_sd}"},
+        "method": {"textualInversion": {"tokens": words}},
+        "dataset": {"uri": f"file://{pictures}"},
+        "training": {"steps": 4},
+        "output": {"uri": "file://./results"},
+    }
+    head = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "toys"}}
+    Path("job.yaml").write_text(json.dumps({**head, "spec": spec}))
+    result = CliRunner().invoke(app, ["run", "job.yaml"])
+    assert result.exit_code == ExitCode.BAD_CONFIGURATION
+    assert "would both be published as toy.safetensors; rename one of them" in result.output
+    assert "step 1" not in result.output
+    assert not list(tmp_path.rglob("step-*"))
 
 
 def test_words_that_are_in_a_pipeline_need_no_file(tiny_sd: Path, tmp_path: Path) -> None:
