@@ -17,7 +17,6 @@ from finetune_api.progress import Stage
 
 from finetune_trainer.comparison.rows import OnTheWay, Row, key_of
 from finetune_trainer.credentials import Credentials, Role
-from finetune_trainer.errors import Interrupted
 from finetune_trainer.generation.results import read_results
 from finetune_trainer.launch import exiting_on_errors
 from finetune_trainer.publish.store import open_store
@@ -120,8 +119,6 @@ def main(run_file: Path, row_file: Path) -> None:
         run = TrainingRun.model_validate_json(run_file.read_bytes())
         with stop_signals(stop, on_signal=lambda: None, on_last_call=lambda: None):
             row = measure(run, settings, stop)
-        if stop():
-            raise Interrupted("stopped")
         row_file.write_text(row.model_dump_json(by_alias=True, exclude_none=True), "utf-8")
 
 
