@@ -18,11 +18,10 @@ import psutil
 import torch
 from finetune_api import TrainingRun
 from finetune_api.engine import EngineSpec
-from finetune_api.training_run import ResolvedTraining
 from finetune_trainer.engines import Engine, make_engine
 from finetune_trainer.exports import export_weights
 from finetune_trainer.group.seat import Seat
-from finetune_trainer.group.team import join
+from finetune_trainer.group.team import Team, join
 from finetune_trainer.methods import ParameterGroup
 from finetune_trainer.telemetry.listener import StepReport
 from finetune_trainer.training.duties import Duty
@@ -128,40 +127,42 @@ def train_as_group(
 
 
 def optimize_in_group(seat: Seat, names: Sequence[str], steps: int) -> dict[str, tuple[list[float], list[float]]]:
-    """For each optimizer the losses of `steps` steps of a toy without and with a resumption in the middle: the state
-    is given to rank 0 alone."""
+    """For each optimizer what `_optimized` gives in this process."""
     torch.set_num_threads(1)
     team = join(seat, torch.device("cpu"))
     team.meet(lambda: False)
-    found = {}
-    for name in names:
-        rate = 1.0 if name == "Prodigy" else 0.01
-        spec = make_run(training={"learningRate": rate, "optimizer": {"name": name}, "ema": True}).training
-
-        def engine_of(spec: ResolvedTraining) -> Engine:
-            module = Regression(dropout=0.1)
-            engine = make_engine(EngineSpec(), torch.device("cpu"), team)
-            engine.prepare(module, [ParameterGroup("all", dict(module.named_parameters()))], spec, [])
-            return engine
-
-        def losses(engine: Engine, first: int, last: int) -> list[float]:
-            batches = [[batch_of(0.5, 2 * step + team.rank, seed=2 * step + team.rank)] for step in range(last)]
-            return [float(engine.step(batch, 1.0).loss) for batch in batches[first:]]
-
-        engine = engine_of(spec)
-        before = losses(engine, 0, steps // 2)
-        state = engine.state()
-        whole = before + losses(engine, steps // 2, steps)
-        with engine.averaged():
-            whole.append(float(sum(value.double().sum() for value in engine.weights().values())))
-        resumed = engine_of(spec)
-        resumed.load(state if team.leads else None)
-        torn = before + losses(resumed, steps // 2, steps)
-        with resumed.averaged():
-            torn.append(float(sum(value.double().sum() for value in resumed.weights().values())))
-        found[name] = (whole, torn)
+    # no engine may outlive the group
+    found = {name: _optimized(name, team, steps) for name in names}
     team.close()
     return found
+
+
+def _optimized(name: str, team: Team, steps: int) -> tuple[list[float], list[float]]:
+    """Losses of `steps` steps of a toy and the sum of its averaged weights, without and with a resumption in the
+    middle, for which rank 0 alone gets the state."""
+    rate = 1.0 if name == "Prodigy" else 0.01
+    spec = make_run(training={"learningRate": rate, "optimizer": {"name": name}, "ema": True}).training
+
+    def prepared() -> Engine:
+        module = Regression(dropout=0.1)
+        engine = make_engine(EngineSpec(), torch.device("cpu"), team)
+        engine.prepare(module, [ParameterGroup("all", dict(module.named_parameters()))], spec, [])
+        return engine
+
+    def losses(engine: Engine, first: int, last: int) -> list[float]:
+        numbers = [2 * step + team.rank for step in range(first, last)]
+        return [float(engine.step([batch_of(0.5, number, seed=number)], 1.0).loss) for number in numbers]
+
+    def average(engine: Engine) -> float:
+        with engine.averaged():
+            return float(sum(value.double().sum() for value in engine.weights().values()))
+
+    engine, resumed = prepared(), prepared()
+    before = losses(engine, 0, steps // 2)
+    state = engine.state()
+    whole = [*before, *losses(engine, steps // 2, steps), average(engine)]
+    resumed.load(state if team.leads else None)
+    return whole, [*before, *losses(resumed, steps // 2, steps), average(resumed)]
 
 
 def in_group(pool: Executor, size: int, task: Callable[..., T], *args: object) -> list[T]:
