@@ -147,7 +147,10 @@ def _passed_over(pictures: PictureSet) -> dict[str, int]:
     others = [
         path
         for path in files_below(pictures.folder)
-        if path not in known and path.suffix.lower() != ".txt" and path.name != METADATA and not path.name.endswith(MASK_SUFFIX)
+        if path not in known
+        and path.suffix.lower() != ".txt"
+        and path.name != METADATA
+        and not path.name.endswith(MASK_SUFFIX)
     ]
     return dict(Counter(path.suffix.lower() or path.name for path in others).most_common(10))
 
