@@ -35,7 +35,7 @@ class BucketsSpec(Model):
     """Aspect-ratio buckets: pictures are trained near their own shape rather than cropped square."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        NotAbove("minResolution", "maxResolution"),
+        NotAbove("minResolution", "maxResolution", when_unset=(256, 1024)),
         MultipleOf("minResolution", 8, "the VAE makes one latent of 8 by 8 pixels"),
         MultipleOf("step", 8, "the VAE makes one latent of 8 by 8 pixels"),
     )

@@ -108,6 +108,8 @@ class NotAbove:
 
     lower: str
     upper: str
+    when_unset: tuple[int, int] | None = None
+    """What the two are where they are not set; None: then nothing is compared."""
 
     @property
     def message(self) -> str:
@@ -116,6 +118,9 @@ class NotAbove:
     @property
     def cel(self) -> str:
         lower, upper = self.lower, self.upper
+        if self.when_unset is not None:
+            sides = zip((lower, upper), self.when_unset, strict=True)
+            return " <= ".join(f"({present(field)} ? self.{field} : {value})" for field, value in sides)
         return f"!({present(lower)}) || !({present(upper)}) || self.{lower} <= self.{upper}"
 
     def holds(self, model: BaseModel) -> bool:

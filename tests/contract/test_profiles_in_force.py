@@ -115,7 +115,8 @@ def broken_rules(spec: dict[str, Any], model: type[Model]) -> set[str]:
     try:
         model.model_validate(spec)
     except ValidationError as error:
-        problems = error.errors()
+        # a list is counted without the items that broke a rule
+        problems = [problem for problem in error.errors() if problem["type"] != "too_short"]
         assert {type(p["ctx"]["error"]) for p in problems} == {RulesBroken}, problems
         return {rule.message for p in problems for rule in p["ctx"]["error"].rules}
     return set()

@@ -12,7 +12,8 @@ from finetune_api.base_model import BASE_MODEL_FORM
 from finetune_api.crd import Schema, structural
 from finetune_api.dataset import DATASET_FORM
 from finetune_api.job import FineTuneJob
-from finetune_api.outputs import OUTPUT_FORM
+from finetune_api.methods import FILE_FORM
+from finetune_api.outputs import ENCODER_FORM, OUTPUT_FORM
 from finetune_api.profile import FineTuneProfile
 from finetune_api.rules import UnsetNeeds
 from hypothesis import strategies as st
@@ -44,7 +45,14 @@ TEXTS = (
     "12Gi",
     "1",
 )
-URIS = {"baseModel.uri": BASE_MODEL_FORM, "dataset.uri": DATASET_FORM, "output.uri": OUTPUT_FORM}
+URIS = {
+    "baseModel.uri": BASE_MODEL_FORM,
+    "dataset.uri": DATASET_FORM,
+    "output.uri": OUTPUT_FORM,
+    "continueFrom": FILE_FORM,
+    "initialEmbeddingUri": FILE_FORM,
+    "encoderUri": ENCODER_FORM,
+}
 SCHEMAS = {USER: structural(FineTuneJob, "spec"), ADMIN: structural(FineTuneProfile, "spec")}
 MODELS: dict[str, type[Model]] = {USER: FineTuneJobSpec, ADMIN: FineTuneProfileSpec}
 
@@ -82,7 +90,7 @@ def values(schema: Schema, mark: str, name: str = "") -> st.SearchStrategy[Any]:
     fields = {field: values(inner, mark, path[field]) for field, inner in schema["properties"].items()}
     required = set(schema.get("required", ()))
     if name == "method":
-        return st.one_of([st.fixed_dictionaries({field: fields[field]}) for field in ("lora", "dreamBooth")])
+        return st.one_of([st.fixed_dictionaries({field: fields[field]}) for field in fields])
     return st.fixed_dictionaries(
         {field: fields[field] for field in fields if field in required},
         optional={field: fields[field] for field in fields if field not in required},

@@ -129,6 +129,16 @@ BAD = {
             "fp32 or bf16",
         ],
     ),
+    "the only item of a list": (
+        (
+            "      prompt: a photo of sks dog",
+            "      prompt: <a>\n      tokens: [{placeholder: <a>, initialEmbeddingUri: x}]",
+        ),
+        [
+            'job.yaml:11: spec.method.lora.tokens[0].initialEmbeddingUri is "x": initialEmbeddingUri must be '
+            "s3://bucket/path/file"
+        ],
+    ),
     "no technique": (
         ("    lora:\n      prompt: a photo of sks dog", "    {}"),
         ["job.yaml:8: spec.method: set exactly one of dreamBooth, lora, textualInversion, hypernetwork"],

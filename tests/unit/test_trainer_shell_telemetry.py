@@ -264,6 +264,19 @@ def test_the_last_word_fits_into_three_kibibytes() -> None:
     assert read.message.startswith("\N{GRINNING FACE}" * 100)
 
 
+def test_a_success_fits_too_whatever_there_is_to_tell() -> None:
+    """What the manifest says as well is left out before the place of the manifest is."""
+    figures = {f"figure{number}": 1 / 3 for number in range(14)}
+    told = {"judgement": {"step": 40, "figures": figures}, "weights": ("embeddings/" + "w" * 190,) * 8}
+    result = Result.model_validate({"runUid": "run-1", "outcome": "Succeeded", "uri": "s3://m/" + "p" * 800, **told})
+    read = Result.model_validate_json(encode(result))
+    assert (read.judgement, read.weights) == (None, result.weights)
+    assert read.uri == result.uri
+    many = result.model_copy(update={"weights": ("embeddings/" + "w" * 200,) * 16})
+    read = Result.model_validate_json(encode(many))
+    assert (read.outcome, read.weights, read.uri) == ("Succeeded", (), result.uri)
+
+
 def get(port: int, path: str) -> str:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10) as reply:
         return reply.read().decode()

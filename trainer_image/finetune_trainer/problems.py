@@ -57,7 +57,12 @@ def field_name(path: Path) -> str:
 
 def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
     """Every problem that pydantic found in a document of type `root`."""
-    return [problem for detail in error.errors() for problem in _problems(detail, root)]
+    return [problem for detail in error.errors() if not _follows(detail) for problem in _problems(detail, root)]
+
+
+def _follows(detail: ErrorDetails) -> bool:
+    """Whether it is only what pydantic makes of a list after it took the bad items out: those have their own words."""
+    return detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"]
 
 
 def _problems(detail: ErrorDetails, root: type[BaseModel]) -> Iterator[Problem]:

@@ -45,12 +45,18 @@ def ended_with(run_uid: str, code: int, text: str) -> Result:
 
 
 def encode(result: Result) -> bytes:
-    """JSON of at most 3 KiB; the message is cut when it has to be (its characters may take four bytes each)."""
-    while len(data := result.model_dump_json(by_alias=True, exclude_none=True).encode()) > LIMIT:
-        if not result.message:
-            raise ValueError(f"result of {len(data)} bytes does not fit into a termination message")
-        result = result.model_copy(update={"message": result.message[: len(result.message) // 2]})
-    return data
+    """JSON of at most 3 KiB. What does not fit is left out: first what the manifest says as well, the figures and the
+    paths of the weights, then the message's end (its characters may take four bytes each)."""
+    shorter: list[dict[str, object]] = [{}, {"judgement": None}, {"weights": ()}]
+    while shorter or result.message:
+        if shorter:
+            result = result.model_copy(update=shorter.pop(0))
+        else:
+            result = result.model_copy(update={"message": result.message[: len(result.message) // 2]})
+        data = result.model_dump_json(by_alias=True, exclude_none=True).encode()
+        if len(data) <= LIMIT:
+            return data
+    raise ValueError("what is left of a result has bounds that fit into a termination message")
 
 
 def leave(path: Path | None, result: Result) -> None:
