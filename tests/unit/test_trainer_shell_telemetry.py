@@ -267,7 +267,7 @@ def test_the_last_word_fits_into_three_kibibytes() -> None:
 def test_a_success_fits_too_whatever_there_is_to_tell() -> None:
     """What the manifest says as well is left out before the place of the manifest is."""
     figures = {f"figure{number}": 1 / 3 for number in range(14)}
-    told = {"judgement": {"step": 40, "figures": figures}, "weights": ("embeddings/" + "w" * 190,) * 8}
+    told = {"judgement": {"step": 40, "figures": figures}, "weights": ("embeddings/" + "w" * 220,) * 8}
     result = Result.model_validate({"runUid": "run-1", "outcome": "Succeeded", "uri": "s3://m/" + "p" * 800, **told})
     read = Result.model_validate_json(encode(result))
     assert (read.judgement, read.weights) == (None, result.weights)
