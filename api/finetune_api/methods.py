@@ -90,7 +90,8 @@ class LoraSpec(Model):
     train_text_encoder: bool = False
     """Put matrices into the text encoder too."""
     text_encoder_learning_rate: Rate | None = None
-    """Learning rate of the text encoder's matrices. Default: a tenth of training.learningRate."""
+    """Learning rate of the text encoder's matrices. Default: a tenth of training.learningRate, with
+    Prodigy the same."""
     prior_preservation: PriorPreservationSpec | None = None
     """Keeps the class from turning into the subject. Default: off."""
     continue_from: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
@@ -112,7 +113,8 @@ class DreamBoothSpec(Model):
     train_text_encoder: bool = False
     """Train the text encoder too."""
     text_encoder_learning_rate: Rate | None = None
-    """Learning rate of the text encoder. Default: a tenth of training.learningRate."""
+    """Learning rate of the text encoder. Default: a tenth of training.learningRate, with
+    Prodigy the same."""
 
 
 class TextualInversionSpec(Model):
@@ -127,7 +129,7 @@ class TextualInversionSpec(Model):
 
 
 class HypernetworkSpec(Model):
-    """Small networks on the keys and values of cross-attention, in AUTOMATIC1111's format."""
+    """Small networks on what the keys and values of attention are computed from, in AUTOMATIC1111's format."""
 
     prompt: Prompt
     """The caption of every picture."""
@@ -159,7 +161,7 @@ class MethodSpec(Model):
     textual_inversion: TextualInversionSpec | None = None
     """Train a new word, all weights frozen."""
     hypernetwork: HypernetworkSpec | None = None
-    """Train small networks on the keys and values of cross-attention."""
+    """Train small networks on what the keys and values of attention are computed from."""
 
     @property
     def name(self) -> str:

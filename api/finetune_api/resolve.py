@@ -41,7 +41,7 @@ def resolve(spec: FineTuneJobSpec, profile: FineTuneProfileSpec | None, identity
         defaults.checkpoints,
         {"everySeconds": technique.checkpoint_seconds},
     )
-    method = _method(spec.method, defaults, training.learning_rate)
+    method = _method(spec.method, defaults, training)
     return TrainingRun(
         identity=identity,
         base_model=_with_storage(spec.base_model, defaults.storage),
@@ -99,12 +99,12 @@ def _training(spec: FineTuneJobSpec, defaults: ProfileDefaults, technique: Techn
     return _merged(ResolvedTraining, job, below, builtin)
 
 
-def _method(method: MethodSpec, defaults: ProfileDefaults, learning_rate: float) -> MethodSpec:
+def _method(method: MethodSpec, defaults: ProfileDefaults, training: ResolvedTraining) -> MethodSpec:
     """Fills in alpha, the text encoder's learning rate and the class images' settings."""
     if method.lora is not None:
         update: dict[str, object] = {
             "prior_preservation": _prior(method.lora.prior_preservation, defaults),
-            "text_encoder_learning_rate": _text_rate(method.lora, learning_rate),
+            "text_encoder_learning_rate": _text_rate(method.lora, training),
         }
         if method.lora.alpha is None:
             update["alpha"] = float(method.lora.rank)
@@ -112,19 +112,22 @@ def _method(method: MethodSpec, defaults: ProfileDefaults, learning_rate: float)
     if method.dream_booth is not None:
         update = {
             "prior_preservation": _prior(method.dream_booth.prior_preservation, defaults),
-            "text_encoder_learning_rate": _text_rate(method.dream_booth, learning_rate),
+            "text_encoder_learning_rate": _text_rate(method.dream_booth, training),
         }
         return _rebuilt(method, "dream_booth", DreamBoothSpec, method.dream_booth.model_copy(update=update))
     return method
 
 
-def _text_rate(technique: LoraSpec | DreamBoothSpec, learning_rate: float) -> float | None:
+def _text_rate(technique: LoraSpec | DreamBoothSpec, training: ResolvedTraining) -> float | None:
     """The text encoder's, None where it is not trained. A tenth of the rest's: at the same rate it forgets what other
     words mean long before the denoiser has learned the subject; trainers in use set a tenth to a twentieth."""
     if not technique.train_text_encoder or technique.text_encoder_learning_rate is not None:
         return technique.text_encoder_learning_rate
+    if training.optimizer.name == "Prodigy":
+        # it finds one rate for all weights
+        return training.learning_rate
     # in decimal: 5e-6 gives 5e-7, and not its neighbour
-    return float(Decimal(str(learning_rate)) / 10)
+    return float(Decimal(str(training.learning_rate)) / 10)
 
 
 def _rebuilt(method: MethodSpec, field: str, cls: type[Model], value: Model) -> MethodSpec:

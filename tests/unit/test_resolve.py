@@ -56,6 +56,8 @@ DREAM_BOOTH = {"method": {"dreamBooth": {"prompt": "a photo of sks circle"}}}
          "method.dream_booth.text_encoder_learning_rate", 5e-7),
         ({"method": {"dreamBooth": {"prompt": "x", "trainTextEncoder": True, "textEncoderLearningRate": 0.25}}}, {},
          "method.dream_booth.text_encoder_learning_rate", 0.25),
+        ({"method": {"lora": {"prompt": "p", "trainTextEncoder": True}},
+          "training": {"optimizer": {"name": "Prodigy"}}}, {}, "method.lora.text_encoder_learning_rate", 1.0),
         ({}, {}, "validation.prompts", ("a photo of sks circle",)),
         ({"method": {"lora": {"prompt": "x", "priorPreservation": {"classPrompt": "a circle"}}}}, {},
          "validation.prompts", ("x", "a circle")),
