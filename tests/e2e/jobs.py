@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from support.cluster import Cluster, Namespace
+from support.cluster import Cluster, Namespace, manifest
 
 ROOT = Path(__file__).parents[2]
 BRIEF_STEPS = 500
@@ -68,7 +68,7 @@ def profile(cluster: Cluster, name: str, **spec: Any) -> Iterator[str]:
         "metadata": {"name": name},
         "spec": found["spec"] | {"isDefault": False} | copy.deepcopy(spec),
     }
-    cluster.kubectl("apply", "--filename", "-", stdin=yaml.safe_dump(body))
+    cluster.kubectl("apply", "--filename", "-", stdin=manifest(body))
     try:
         yield name
     finally:

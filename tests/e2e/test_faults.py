@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
 from jobs import Job, condition, example, has
-from support.cluster import Cluster, Namespace
+from support.cluster import Cluster, Namespace, manifest
 
 
 def nothing(namespace: Namespace, job: Job) -> None:
@@ -106,7 +105,7 @@ def test_image_that_cannot_be_pulled(cluster: Cluster, namespace: Namespace) -> 
         "metadata": {"name": namespace.name},
         "spec": {"image": image},
     }
-    cluster.kubectl("apply", "--filename", "-", stdin=yaml.safe_dump(profile))
+    cluster.kubectl("apply", "--filename", "-", stdin=manifest(profile))
     try:
         job = example("finetunejob.yaml", namespace, profileName=namespace.name, runPolicy={"startDeadlineSeconds": 45})
         namespace.apply(job)

@@ -65,15 +65,15 @@ def undisturbed_pair(
     cluster: Cluster, one_pod_a_node: str, s3: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Undisturbed]:
     with fresh_namespace(cluster, "pair") as namespace:
-        namespace.apply(pair(namespace, "together"))
+        namespace.apply(pair(namespace, "pair"))  # the kohya file bears the job's name
         try:
-            done: Job = namespace.job("together").until(ended, seconds=400, what="the end")
+            done: Job = namespace.job("pair").until(ended, seconds=400, what="the end")
             assert has("Succeeded")(done), done["status"]
         except BaseException:
             print(namespace.story())
             raise
-        weights = download(s3, done, tmp_path_factory.mktemp("together")).digests_of_weights()
-        yield Undisturbed(namespace.pods("together"), done, weights)
+        weights = download(s3, done, tmp_path_factory.mktemp("pair")).digests_of_weights()
+        yield Undisturbed(namespace.pods("pair"), done, weights)
 
 
 def test_two_pods_train_on_two_nodes(undisturbed_pair: Undisturbed) -> None:

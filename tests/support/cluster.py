@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import yaml
 from botocore.config import Config
 from kubernetes import client, config
 
@@ -72,6 +71,11 @@ class Cluster:
         )
 
 
+def manifest(*objects: Object) -> str:
+    """What `kubectl apply` takes. In JSON, since kubectl takes some of PyYAML's plain strings (12e4) for numbers."""
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+
+
 @dataclass(frozen=True)
 class Namespace:
     """A namespace of one test, under the restricted Pod Security Standard, with the Secret s3-credentials."""
@@ -83,7 +87,7 @@ class Namespace:
         return self.cluster.kubectl("--namespace", self.name, *arguments, stdin=stdin, check=check)
 
     def apply(self, *objects: Object) -> None:
-        self.kubectl("apply", "--filename", "-", stdin=yaml.safe_dump_all(objects))
+        self.kubectl("apply", "--filename", "-", stdin=manifest(*objects))
 
     def job(self, name: str) -> Watched:
         """The FineTuneJob ``name``, to be waited for."""
