@@ -4,6 +4,7 @@ What is trained is said as the weights or activations that come out, not as modu
 in how those are put there shows.
 """
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,16 +13,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from finetune_trainer.data.draw import Purpose, choose, draw
+from finetune_trainer.data.draw import Draw, Purpose, choose, draw
 from PIL import Image
 from torch import Tensor
 from torch.func import functional_call
 from transformers import CLIPTextModel, CLIPTokenizer
-
-from support.tiny_sd import RESOLUTION
-
-LENGTH = 24
-"""Tokens of the tiny model's window."""
 
 
 @dataclass
@@ -29,6 +25,8 @@ class Reference:
     """A base model and what a technique makes of it."""
 
     folder: Path
+    captions: list[str] = field(default_factory=lambda: ["sks dog"])
+    """Those of every picture, to draw from where there are several."""
     groups: list[dict[str, object]] = field(default_factory=list)
     """For AdamW; the rate of the first is the run's."""
     after_step: Callable[[], None] = lambda: None
@@ -36,29 +34,46 @@ class Reference:
     """Tensors that were drawn so far: their first values are numbered."""
 
     def __post_init__(self) -> None:
+        self.alphas, self.velocity = noise_levels(self.folder)
         self.unet = UNet2DConditionModel.from_pretrained(self.folder / "unet").requires_grad_(False)
         self.vae = AutoencoderKL.from_pretrained(self.folder / "vae").requires_grad_(False)
-        self.encoder = CLIPTextModel.from_pretrained(self.folder / "text_encoder").requires_grad_(False)
+        encoder = CLIPTextModel.from_pretrained(self.folder / "text_encoder", dtype=torch.float32)
+        self.encoder = encoder.requires_grad_(False)
         self.tokenizer = CLIPTokenizer.from_pretrained(self.folder / "tokenizer")
         self.unet_weights: Callable[[], dict[str, Tensor]] = lambda: {}
         self.encoder_weights: Callable[[], dict[str, Tensor]] = lambda: {}
-        self.ids = self.tokens("sks dog")
+        self.ids = [self.tokens(caption) for caption in self.captions]
 
     def tokens(self, prompt: str, new: int = 0) -> Tensor:
         """A prompt's window, followed by `new` new words."""
         known = self.tokenizer(prompt, add_special_tokens=False).input_ids if prompt else []
-        row = [512, *known, *range(514, 514 + new), 513]
-        return torch.tensor([row + [513] * (LENGTH - len(row))])
+        words = self.encoder.config.vocab_size
+        begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        row = [begin, *known, *range(words, words + new), end]
+        return torch.tensor([row + [end] * (self.tokenizer.model_max_length - len(row))])
+
+    def caption(self, file: Path, drawn: Draw) -> Tensor:
+        """Token ids of a sample."""
+        return self.ids[drawn.template(len(self.ids)) if len(self.ids) > 1 else 0]
 
     def first(self, shape: tuple[int, ...]) -> Tensor:
         """The next tensor's first values, normal."""
         self.count += 1
         return draw(0, Purpose.INITIALISATION, 0, self.count - 1).noise(shape)
 
-    def predict(self, noisy: Tensor, timestep: int) -> Tensor:
-        text = functional_call(self.encoder, self.encoder_weights(), (self.ids,))[0]
+    def predict(self, noisy: Tensor, timestep: int, ids: Tensor) -> Tensor:
+        text = functional_call(self.encoder, self.encoder_weights(), (ids,))[0]
         said: Tensor = functional_call(self.unet, self.unet_weights(), (noisy, timestep, text)).sample
         return said
+
+
+def noise_levels(folder: Path) -> tuple[Tensor, bool]:
+    """alpha-bar of each timestep of Stable Diffusion's schedule, and whether the velocity is predicted."""
+    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    roots = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2).cumprod(0).sqrt()
+    if scheduler["rescale_betas_zero_snr"]:  # https://arxiv.org/abs/2305.08891, algorithm 1
+        roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
+    return roots**2, scheduler["prediction_type"] == "v_prediction"
 
 
 def whole(reference: Reference, text_rate: float) -> None:
@@ -115,8 +130,8 @@ def low_rank(
     reference.unet_weights, reference.encoder_weights = changed
 
 
-def new_words(reference: Reference, prompt: str, rows: Tensor, keep: bool) -> None:
-    """Rows appended to the table of the text encoder, and nothing of the table moving."""
+def new_words(reference: Reference, rows: Tensor, keep: bool) -> None:
+    """Rows appended to the table of the text encoder, and nothing of the table moving. They end every caption."""
     key = "text_model.embeddings.token_embedding.weight"
     table = dict(reference.encoder.named_parameters())[key]
     length = table.norm(dim=1).mean()
@@ -125,7 +140,7 @@ def new_words(reference: Reference, prompt: str, rows: Tensor, keep: bool) -> No
     rows = rows.clone().requires_grad_()
     before = reference.encoder_weights
     reference.encoder_weights = lambda: before() | {key: torch.cat([table, rows])}
-    reference.ids = reference.tokens(prompt, len(rows))
+    reference.ids = [reference.tokens(caption, len(rows)) for caption in reference.captions]
     reference.groups.append({"params": [rows], "weight_decay": 0.0})
 
     def project() -> None:
@@ -202,8 +217,9 @@ def _through(x: Tensor, stages: list[list[Tensor]], activation: Callable[[Tensor
 
 
 def losses_of(reference: Reference, pictures: Path, steps: int, batch: int, rate: float) -> list[float]:
-    """The training itself, on the tiny model's epsilon schedule."""
-    alphas = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2).cumprod(0)
+    """The training itself."""
+    alphas, scale = reference.alphas, reference.vae.config.scaling_factor
+    side = reference.unet.config.sample_size * 2 ** (len(reference.vae.config.block_out_channels) - 1)
     optimizer = torch.optim.AdamW(reference.groups, lr=rate, weight_decay=0.01, foreach=False, fused=False)
     trained = [value for group in optimizer.param_groups for value in group["params"]]
     files = sorted(pictures.glob("*.png"))
@@ -212,13 +228,15 @@ def losses_of(reference: Reference, pictures: Path, steps: int, batch: int, rate
         total = torch.zeros(())
         for index in range(batch):
             file = files[choose(0, Purpose.INSTANCE, step * batch + index, len(files))]
-            posterior = reference.vae.encode(square(file)).latent_dist
+            posterior = reference.vae.encode(square(file, side)).latent_dist
             drawn = draw(0, Purpose.INSTANCE, step, index)
             shape = tuple(posterior.mean.shape)
-            latent = 0.5 * (posterior.mean + posterior.std * drawn.posterior_noise(shape))
+            latent = scale * (posterior.mean + posterior.std * drawn.posterior_noise(shape))
             noise, t = drawn.noise(shape), drawn.timestep(1000)
-            said = reference.predict(alphas[t].sqrt() * latent + (1 - alphas[t]).sqrt() * noise, t)
-            total = total + (said - noise).square().mean() / batch
+            signal, grain = alphas[t].sqrt(), (1 - alphas[t]).sqrt()
+            said = reference.predict(signal * latent + grain * noise, t, reference.caption(file, drawn))
+            truth = signal * noise - grain * latent if reference.velocity else noise
+            total = total + (said - truth).square().mean() / batch
         total.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -228,10 +246,10 @@ def losses_of(reference: Reference, pictures: Path, steps: int, batch: int, rate
     return losses
 
 
-def square(file: Path) -> Tensor:
-    """The middle of a picture, float32 [1, 3, 16, 16] in -1 … 1."""
+def square(file: Path, side: int) -> Tensor:
+    """The middle of a picture, float32 [1, 3, side, side] in -1 … 1."""
     picture = Image.open(file)
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    small = picture.crop((left, top, left + side, top + side)).resize((RESOLUTION,) * 2, Image.Resampling.LANCZOS)
+    short = min(picture.size)
+    left, top = (picture.width - short) // 2, (picture.height - short) // 2
+    small = picture.crop((left, top, left + short, top + short)).resize((side, side), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(small, np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
