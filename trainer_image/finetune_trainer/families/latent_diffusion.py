@@ -11,6 +11,7 @@ from typing import ClassVar, Self
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor, nn
 
@@ -139,12 +140,31 @@ class LatentDiffusion(ABC):
         steps: int,
         guidance: float,
     ) -> list[Image.Image]:
+        # rows of as many windows go together, and no others: a window more, and be it empty, changes the picture
+        pairs = list(zip(prompts, negative_prompts, strict=True))
+        chunks = [max(map(self.chunks_of, pair)) for pair in pairs]
+        latents = torch.empty_like(noise, device=self.device, dtype=torch.float32)
+        for count in sorted(set(chunks)):
+            rows = [row for row, own in enumerate(chunks) if own == count]
+            given = [prompts[row] for row in rows], [negative_prompts[row] for row in rows]
+            latents[rows] = self._denoised(*given, count, noise[rows], steps, guidance)
+        return [self._picture(row) for row in latents.split(1)]
+
+    def _denoised(
+        self,
+        prompts: Sequence[str],
+        negative_prompts: Sequence[str],
+        chunks: int,
+        noise: Tensor,
+        steps: int,
+        guidance: float,
+    ) -> Tensor:
+        """Latents of pictures, float32, shape of `noise`."""
         pipeline = self._make_pipeline(self._noise.sampler())
         pipeline.set_progress_bar_config(disable=True)
-        chunks = max(map(self.chunks_of, {*prompts, *negative_prompts}))
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type != "cpu")
         with _evaluating(self.parts.values()), autocast:
-            latents = pipeline(
+            latents: Tensor = pipeline(
                 **self._conditioning(prompts, negative_prompts, chunks),
                 **self._sizes_of(noise),
                 latents=noise.to(self.device),
@@ -154,10 +174,15 @@ class LatentDiffusion(ABC):
                 guidance_rescale=0.7 if self._noise.zero_terminal_snr else 0.0,
                 output_type="latent",
             ).images
+        return latents.float()
+
+    def _picture(self, latents: Tensor) -> Image.Image:
+        """The picture of one row: decoding in float32 takes more memory than all else, several GB at 1024 pixels, and
+        must not grow with the rows."""
         with self._full_precision():
-            pixels = self._vae.decode(latents.float() / self._vae.config.scaling_factor, return_dict=False)[0]
-        pictures: list[Image.Image] = pipeline.image_processor.postprocess(pixels, output_type="pil")
-        return pictures
+            pixels = self._vae.decode(latents / self._vae.config.scaling_factor, return_dict=False)[0]
+        picture: Image.Image = VaeImageProcessor().postprocess(pixels, output_type="pil")[0]
+        return picture
 
     def _conditioning(
         self, prompts: Sequence[str], negative_prompts: Sequence[str], chunks: int
