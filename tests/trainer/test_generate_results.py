@@ -88,21 +88,29 @@ PIVOTAL = {"lora": {**LORA["lora"], "prompt": "<dog> dog", "tokens": [{"placehol
 
 
 @pytest.mark.parametrize(
-    ("method", "prompt"),
-    [(LORA, "sks dog"), (DREAMBOOTH, "sks dog"), (INVERSION, "a <dog>"), (PIVOTAL, "a <dog>")],
-    ids=["lora", "dreamBooth", "textualInversion", "pivotal"],
+    ("method", "prompt", "formats"),
+    [
+        (LORA, "sks dog", None),
+        (DREAMBOOTH, "sks dog", None),
+        (INVERSION, "a <dog>", None),
+        (PIVOTAL, "a <dog>", None),
+        (PIVOTAL, "a <dog>", ["Merged"]),
+        (PIVOTAL, "a <dog>", ["Merged", "SingleFile"]),
+    ],
+    ids=["lora", "dreamBooth", "textualInversion", "pivotal", "pivotal merged", "pivotal merged and one file"],
 )
 def test_it_draws_what_diffusers_draws_with_the_published_files(
-    tiny_sd: Path, pictures: Path, method: dict[str, object], prompt: str
+    tiny_sd: Path, pictures: Path, method: dict[str, object], prompt: str, formats: list[str] | None
 ) -> None:
-    manifest = train(tiny_sd, pictures, method)
+    chosen = {} if formats is None else {"formats": formats}
+    manifest = train(tiny_sd, pictures, method, output={"uri": "file://./results", **chosen})
     assert finetune("generate", "results", "-p", prompt, *QUICK)[0] == 0
     assert finetune("generate", tiny_sd, "-p", prompt, "-o", "base", *QUICK)[0] == 0
 
     files = {Path(file).parent.name: Path("results", file) for file in manifest["weights"]}
     whole = next((Path("results", file) for file in manifest["weights"] if file.endswith("pipeline")), None)
     pipeline = StableDiffusionPipeline.from_pretrained(whole or tiny_sd)
-    if "embeddings" in files:
+    if "embeddings" in files and whole is None:
         pipeline.load_textual_inversion(files["embeddings"])
     if "lora" in files:
         pipeline.load_lora_weights(files["lora"].parent, weight_name="pytorch_lora_weights.safetensors")
@@ -116,6 +124,13 @@ def test_it_draws_what_diffusers_draws_with_the_published_files(
         "baseModel": f"file://{tiny_sd}",
         "baseModelRevision": manifest["baseModel"]["revision"],
     }
+
+
+def test_words_beside_one_file_for_other_programs_are_not_drawn_with_alone(tiny_sd: Path, pictures: Path) -> None:
+    train(tiny_sd, pictures, PIVOTAL, output={"uri": "file://./results", "formats": ["SingleFile"]})
+    assert list(Path("results").glob("attempts/*/embeddings/dog.safetensors"))
+    code, _, errors = finetune("generate", "results", "-p", "a <dog>", *QUICK)
+    assert (code, "as SingleFile only, for other programs; train with Diffusers among" in errors) == (78, True), errors
 
 
 def test_a_hypernetwork_is_put_on(tiny_sd: Path, pictures: Path) -> None:

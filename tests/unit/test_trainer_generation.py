@@ -133,6 +133,7 @@ def test_each_prompt_begins_a_row_of_its_own() -> None:
 ADAPTER, KOHYA = "lora/pytorch_lora_weights.safetensors", "lora/my-dog.safetensors"
 PIPELINE = ("pipeline/model_index.json", "pipeline/unet/diffusion_pytorch_model.safetensors")
 WORD = {"placeholder": "<dog>"}
+PIVOTAL = {"lora": {"prompt": "a <dog>", "tokens": [WORD]}}
 
 
 @pytest.mark.parametrize(
@@ -142,10 +143,18 @@ WORD = {"placeholder": "<dog>"}
         ({"lora": {"prompt": "sks"}}, (KOHYA,), (KOHYA,)),
         ({"lora": {"prompt": "sks"}}, ("my-dog.safetensors", *PIPELINE), PIPELINE),
         (
-            {"lora": {"prompt": "a <dog>", "tokens": [WORD]}},
+            PIVOTAL,
             (ADAPTER, "embeddings/dog.safetensors", "embeddings/dog.pt"),
             (ADAPTER, "embeddings/dog.safetensors"),
         ),
+        (PIVOTAL, (*PIPELINE, "my-dog.safetensors", "embeddings/dog.safetensors"), PIPELINE),
+        (PIVOTAL, (ADAPTER, *PIPELINE, "embeddings/dog.safetensors"), (ADAPTER, "embeddings/dog.safetensors")),
+        (
+            PIVOTAL,
+            ("embeddings/dog.safetensors", "my-dog.safetensors"),
+            ("my-dog.safetensors", "embeddings/dog.safetensors"),
+        ),
+        ({"dreamBooth": {"prompt": "sks"}}, ("my-dog.safetensors",), ("my-dog.safetensors",)),
         ({"dreamBooth": {"prompt": "sks"}}, ("my-dog.safetensors", *PIPELINE), PIPELINE),
         (
             {"textualInversion": {"tokens": [WORD]}},
@@ -167,8 +176,13 @@ def test_which_of_the_published_files_it_takes(
 
 
 def test_a_model_that_was_only_published_for_other_programs() -> None:
-    with pytest.raises(ConfigurationError, match="as SingleFile only, for other programs; train with Diffusers among"):
-        results_of({"dreamBooth": {"prompt": "sks"}}, ("my-dog.safetensors",), ["SingleFile"]).weights()
+    words = "as SingleFile only, for other programs; train with Diffusers among"
+    for method, files in (
+        ({"dreamBooth": {"prompt": "sks"}}, ("my-dog.safetensors",)),
+        (PIVOTAL, ("my-dog.safetensors", "embeddings/dog.safetensors")),
+    ):
+        with pytest.raises(ConfigurationError, match=words):
+            results_of(method, files, ["SingleFile"]).drawable()
 
 
 def results_of(method: dict[str, object], files: tuple[str, ...], formats: list[str] | None = None) -> RunResults:

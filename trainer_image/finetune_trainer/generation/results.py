@@ -31,45 +31,58 @@ class RunResults:
     """Its settings."""
 
     def weights(self) -> Weights:
-        """Which of the published files it takes to draw with what was trained.
-
-        Raises:
-            ConfigurationError: they were only published in formats that are for other programs.
-        """
+        """Which of the published files it takes to load what was trained: what is put on the base model where all of
+        it is there, else a whole pipeline, else the whole model in one file (and the words beside it)."""
         prefix = f"attempts/{self.manifest.attempt}/"
         names = {file.path.removeprefix(prefix): file for file in self.manifest.files}
         method = self.run.method
-        adapter = words = hypernetwork = None
+        adapter = hypernetwork = None
+        words: tuple[ManifestFile, ...] = ()
         if method.lora is not None:
             adapter = _first(names, "lora/pytorch_lora_weights.safetensors", "lora/*.safetensors")
         if method.textual_inversion is not None or (method.lora is not None and method.lora.tokens is not None):
             words = tuple(file for name, file in names.items() if fnmatch(name, "embeddings/*.safetensors"))
         if method.hypernetwork is not None:
             hypernetwork = _first(names, "hypernetwork/*.safetensors")
-        if adapter or words or hypernetwork:
-            return Weights(adapter=adapter, words=words or (), hypernetwork=hypernetwork)
+        # words that were trained together with an adapter say little without it
+        if adapter or hypernetwork or (words and method.lora is None):
+            return Weights(adapter=adapter, words=words, hypernetwork=hypernetwork)
         pipeline = tuple(file for name, file in names.items() if name.startswith("pipeline/"))
-        if not pipeline:
+        if pipeline:
+            return Weights(pipeline=pipeline)
+        single = next((file for name, file in names.items() if "/" not in name and name.endswith(".safetensors")), None)
+        return Weights(words=words, single_file=single)
+
+    def drawable(self) -> Weights:
+        """`weights`, where this program can load them.
+
+        Raises:
+            ConfigurationError: they were only published in formats that are for other programs.
+        """
+        weights = self.weights()
+        if weights.single_file is not None or not weights.files():
             formats = ", ".join(self.run.output.formats or ())
             raise ConfigurationError(
                 f"RESULT is {self.uri}, whose weights are there as {formats} only, for other programs; train with "
                 "Diffusers among output.formats"
             )
-        return Weights(pipeline=pipeline)
+        return weights
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Published files by what they hold. Either a pipeline, or what is put on top of the base model."""
+    """Published files by what they hold. Either a pipeline, or what is put on top of the base model, or one file for
+    other programs."""
 
     pipeline: tuple[ManifestFile, ...] = ()
     adapter: ManifestFile | None = None
     words: tuple[ManifestFile, ...] = ()
     hypernetwork: ManifestFile | None = None
+    single_file: ManifestFile | None = None
 
     def files(self) -> list[ManifestFile]:
         """All of them."""
-        single = [file for file in (self.adapter, self.hypernetwork) if file is not None]
+        single = [file for file in (self.single_file, self.adapter, self.hypernetwork) if file is not None]
         return [*self.pipeline, *single, *self.words]
 
 
@@ -120,7 +133,7 @@ def fetch_weights(
     Raises:
         DataError: a file is gone, or has another digest.
     """
-    files = results.weights().files()
+    files = results.drawable().files()
     folder = cache / "results" / results.sha256[:32]
     found: dict[str, Path] = {}
     for done, file in enumerate(files):

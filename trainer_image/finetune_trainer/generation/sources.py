@@ -92,7 +92,7 @@ def fetch_source(
             "prints it at its end), or a base model such as builtin://tiny-shapes"
         )
     base = None
-    if not results.weights().pipeline:
+    if not results.drawable().pipeline:
         base = fetch_model(
             _base_spec(results, base_model), _credentials(Role.BASE_MODEL, settings), settings.cache(), on_progress
         )
