@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.models import modeling_utils
 from finetune_trainer.exports.pipelines import write_pipeline
 from finetune_trainer.exports.plain_parts import plain_parts
 from finetune_trainer.exports.single_file import ldm_tensors, write_single_file
@@ -108,6 +109,25 @@ def drawn(pipeline: DiffusionPipeline, prompt: str) -> torch.Tensor:
     return pipeline(
         prompt, num_inference_steps=2, latents=noise, output_type="latent", generator=generator, **size
     ).images
+
+
+def test_a_part_is_one_file_however_large(tiny_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a world where everything is so much smaller that the tiny UNet is to Diffusers' 10 GB as SDXL's is."""
+    family = load(tiny_sd)
+    ours = (tiny_sd / "unet/diffusion_pytorch_model.safetensors").stat().st_size
+    split = modeling_utils.split_torch_state_dict_into_shards
+
+    def smaller(state: dict[str, torch.Tensor], max_shard_size: str, filename_pattern: str) -> object:
+        size = float(max_shard_size[:-2]) * {"GB": 1e9, "TB": 1e12}[max_shard_size[-2:]]
+        return split(state, max_shard_size=int(size / 10.27e9 * ours), filename_pattern=filename_pattern)
+
+    monkeypatch.setattr(modeling_utils, "split_torch_state_dict_into_shards", smaller)
+    family.pipeline().save_pretrained(tmp_path / "theirs")
+    assert (tmp_path / "theirs/unet/diffusion_pytorch_model.safetensors.index.json").is_file()
+    write_pipeline(family, plain_parts(family, None, "fp32"), {}, tmp_path / "ours")
+    assert [path.name for path in (tmp_path / "ours/unet").glob("*.safetensors*")] == [
+        "diffusion_pytorch_model.safetensors"
+    ]
 
 
 @pytest.mark.parametrize("settings", [{"alpha": 2.0}, {"use_dora": True}], ids=["LoRA", "DoRA"])

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from finetune_trainer.errors import DataError
 from finetune_trainer.families import Moments, load_family
 from safetensors.torch import load_file, save_file
 from support.tiny_sd import build_tiny_sd
 from support.tiny_sdxl import build_tiny_sdxl
+from transformers import CLIPTextModel
 
 CPU = torch.device("cpu")
 
@@ -114,6 +116,33 @@ def test_text_encoders_saved_by_newer_libraries_are_read_whole(tiny_sd: Path, tm
     old, new = load_family(tiny_sd, CPU), load_family(model, CPU)
     ids = old.tokenize(["a dog"])
     assert torch.equal(old.encode_text(ids).embeddings, new.encode_text(ids).embeddings)
+
+
+def in_shards(model: Path) -> Path:
+    """The same weights, the UNet's and the text encoder's in several files."""
+    for name, kind in (("unet", UNet2DConditionModel), ("text_encoder", CLIPTextModel)):
+        part = kind.from_pretrained(model / name)
+        shutil.rmtree(model / name)
+        part.save_pretrained(model / name, max_shard_size="60kB")
+        assert len(list((model / name).glob("*.safetensors"))) > 1
+    return model
+
+
+def test_models_that_come_in_shards(tiny_sd: Path, tmp_path: Path) -> None:
+    whole = load_family(tiny_sd, CPU)
+    model = in_shards(Path(shutil.copytree(tiny_sd, tmp_path / "model")))
+    cut = load_family(model, CPU)
+    for name, part in whole.parts.items():
+        for one, other in zip(part.parameters(), cut.parts[name].parameters(), strict=True):
+            assert torch.equal(one, other)
+    assert cut.digest != whole.digest
+
+    next((model / "unet").glob("*-00002-of-*")).unlink()
+    with pytest.raises(DataError, match=r"^baseModel: unet/ of model cannot be read"):
+        load_family(model, CPU)
+    (model / f"{UNET}.index.json").write_text('{"weight_map": []}')
+    with pytest.raises(DataError, match=r"^baseModel: unet/.*\.index\.json is no index of weights; fetch it anew"):
+        load_family(model, CPU)
 
 
 def test_models_that_come_in_fp16_only(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from finetune_trainer.exports.words import Words
 from finetune_trainer.families.base import Family
 
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+WHOLE = "1TB"
+"""One file for each part: Diffusers would cut what is over 10 GB in shards, and SDXL's UNet in float32 is 10.27 GB."""
 
 
 def write_pipeline(family: Family, parts: Mapping[str, nn.Module], words: Words, folder: Path) -> None:
@@ -31,7 +33,7 @@ def write_pipeline(family: Family, parts: Mapping[str, nn.Module], words: Words,
             tokenizers[TOKENIZERS[part]] = tokenizer = copy.deepcopy(getattr(pipeline, TOKENIZERS[part]))
             add_words(tokenizer, parts[part], {word: vectors[part] for word, vectors in words.items()})
     pipeline.register_modules(**parts, **tokenizers)
-    pipeline.save_pretrained(folder, safe_serialization=True)
+    pipeline.save_pretrained(folder, safe_serialization=True, max_shard_size=WHOLE)
 
 
 @torch.no_grad()

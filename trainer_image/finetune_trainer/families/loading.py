@@ -15,7 +15,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from finetune_trainer.errors import DataError
-from finetune_trainer.families.folder import digests_of, variant_of
+from finetune_trainer.families.folder import digests_of, shards_of, variant_of
 
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 CLIP_WEIGHTS = "model.safetensors"
@@ -84,7 +84,8 @@ def _text_encoder(kind: TextEncoderClass, folder: Path, file: str) -> nn.Module:
     """Read by hand: transformers 5.6 and later write the keys without `text_model.`, and the version in use here
     would take such a file for an empty one and go on with random weights."""
     encoder = kind(CLIPTextConfig.from_pretrained(folder, local_files_only=True))
-    state = {_whole_key(key): value for key, value in load_file(folder / file).items()}
+    shards = [load_file(shard) for shard in shards_of(folder / file)]
+    state = {_whole_key(key): value for shard in shards for key, value in shard.items()}
     _check_whole(encoder.load_state_dict(state, strict=False).missing_keys)
     return encoder.float()
 
