@@ -1,6 +1,7 @@
 """Which files a run leaves, by technique and output.formats; what is loaded from them draws what was trained."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from support.method_cases import run_of
 from support.tiny_sdxl import build_tiny_sdxl
 from support.training import make_run
-from torch import Tensor
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 PROMPT = "a sks dog <toy>"
@@ -88,10 +89,50 @@ def test_what_could_not_be_written_is_refused_before_the_training(tiny_sd: Path)
     for method in ({"textualInversion": {"tokens": words}}, {"lora": {"prompt": "a <toy>", "tokens": words}}):
         with pytest.raises(ConfigurationError, match=r"<toy> and toy would both be published as toy\.safetensors"):
             check_exports(make_run(next(iter(method)), method=method), family)
-    family.parts["unet"].register_to_config(layers_per_block=(1, 2))
-    with pytest.raises(ConfigurationError, match=r"output\.formats: a UNet with layers_per_block .* use Diffusers"):
-        check_exports(run_of("lora"), family)
-    check_exports(run_of("lora", output={"uri": "file:///output", "formats": ["Diffusers"]}), family)
+
+
+def shaped(part: str, **config: object) -> Callable[[Family], None]:
+    return lambda family: family.parts[part].register_to_config(**config)
+
+
+def more(part: str, place: str) -> Callable[[Family], None]:
+    return lambda family: family.parts[part].get_submodule(place).register_module("more", nn.Linear(2, 2))
+
+
+NAMELESS: list[tuple[str, Callable[[Family], None], str, bool]] = [
+    ("blocks of many sizes", shaped("unet", layers_per_block=(1, 2)), r"a UNet with layers_per_block \(1, 2\)", True),
+    ("other blocks", shaped("unet", down_block_types=("DownBlock2D", "AttnDownBlock2D")), "with AttnDownBlock2D", True),
+    ("another middle", shaped("unet", mid_block_type="UNetMidBlock2D"), "with UNetMidBlock2D has no names", True),
+    ("a UNet's layer", more("unet", ""), r"more\.weight has no name in LDM's scheme", False),
+    ("a ResNet's", more("unet", "down_blocks.0.resnets.0"), r"more\.weight of a ResNet has no name", False),
+    ("a VAE's", more("vae", ""), r"more\.weight of the VAE has no name", False),
+    ("its attention's", more("vae", "encoder.mid_block.attentions.0"), "of the VAE has no name", False),
+    ("a text encoder's", more("text_encoder", "text_model.encoder.layers.0"), "no name in OpenCLIP's", False),
+    ("its attention's", more("text_encoder", "text_model.encoder.layers.0.mlp"), "no name in OpenCLIP's", False),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "message", "kohya"), NAMELESS, ids=[row[0] for row in NAMELESS])
+def test_layers_that_a_format_has_no_names_for_are_refused_before_the_training(
+    name: str, change: Callable[[Family], None], message: str, kohya: bool, tiny_sd: Path
+) -> None:
+    family = load_family(tiny_sd, torch.device("cpu"))
+    family.parts["text_encoder"].config.hidden_act = "gelu"  # 2.x, whose text encoder is written in OpenCLIP's names
+
+    def lora(name: str) -> TrainingRun:
+        return run_of("lora", output={"uri": "file:///output", "formats": [name]})
+
+    for form in ("SingleFile", "Kohya"):
+        check_exports(lora(form), family)
+    change(family)
+    with pytest.raises(ConfigurationError, match=rf"output\.formats: .*{message}.*; use Diffusers"):
+        check_exports(lora("SingleFile"), family)
+    if kohya:
+        with pytest.raises(ConfigurationError, match=rf"output\.formats: .*{message}.*; use Diffusers"):
+            check_exports(lora("Kohya"), family)
+    else:
+        check_exports(lora("Kohya"), family)
+    check_exports(lora("Diffusers"), family)
 
 
 def test_a_run_that_could_not_be_written_ends_before_its_first_step(

@@ -11,12 +11,11 @@ from finetune_api.techniques import TECHNIQUES
 from finetune_trainer.errors import ConfigurationError
 from finetune_trainer.exports.diffusers_lora import ADAPTER_FILE, diffusers_metadata, diffusers_tensors
 from finetune_trainer.exports.hypernetworks import write_hypernetwork
-from finetune_trainer.exports.kohya import kohya_metadata, kohya_tensors
+from finetune_trainer.exports.kohya import check_kohya, kohya_metadata, kohya_tensors
 from finetune_trainer.exports.pipelines import write_pipeline
 from finetune_trainer.exports.plain_parts import plain_parts
-from finetune_trainer.exports.single_file import write_single_file
+from finetune_trainer.exports.single_file import check_single_file, write_single_file
 from finetune_trainer.exports.tensors import Dtype, file_name, plain_all, write_tensors
-from finetune_trainer.exports.unet_names import UnetNames
 from finetune_trainer.exports.words import Words, file_names, write_words
 from finetune_trainer.families.base import Family
 from finetune_trainer.methods.base import AdapterWeights, Hypernetwork, NewWords, Result, WholeParts
@@ -64,6 +63,9 @@ def export_weights(run: TrainingRun, family: Family, results: Sequence[Result], 
 def check_exports(run: TrainingRun, family: Family) -> None:
     """What can be known before the training of what `export_weights` would refuse after it.
 
+    Args:
+        family: as it was loaded, with nothing installed.
+
     Raises:
         ConfigurationError: two words would have one file, or the model's layers have no names in a format.
     """
@@ -71,11 +73,13 @@ def check_exports(run: TrainingRun, family: Family) -> None:
     tokens = (lora.tokens if lora is not None else inversion.tokens if inversion is not None else None) or ()
     file_names([token.placeholder for token in tokens])
     formats = set(run.output.formats or TECHNIQUES[run.method.name].default_formats)
-    if formats & {"Kohya", "SingleFile"}:
-        try:
-            UnetNames.of(family.parts[family.denoiser].config)
-        except ValueError as error:
-            raise ConfigurationError(f"output.formats: {error}; use Diffusers") from error
+    try:
+        if "SingleFile" in formats:
+            check_single_file(family)
+        if "Kohya" in formats and lora is not None:
+            check_kohya(family, lora.train_text_encoder)
+    except ValueError as error:
+        raise ConfigurationError(f"output.formats: {error}; use Diffusers") from error
 
 
 def _write_adapter(

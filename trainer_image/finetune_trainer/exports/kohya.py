@@ -18,6 +18,7 @@ from finetune_trainer.exports.kinds import is_xl, kind_of, modelspec
 from finetune_trainer.exports.unet_names import UnetNames
 from finetune_trainer.families.base import Family
 from finetune_trainer.methods.base import AdapterWeights
+from finetune_trainer.methods.lora import TARGETS, TEXT_TARGETS
 
 # the only layers of a text encoder that ComfyUI and AUTOMATIC1111 look up
 TEXT_LAYER = re.compile(r"text_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])")
@@ -48,6 +49,17 @@ def kohya_name(family: Family, part: str, module: str) -> str:
         if TEXT_LAYER.fullmatch(module) is None:
             raise ValueError(f"{part}.{module} is a layer that web UIs pass over")
     return f"{prefix}_{module.replace('.', '_')}"
+
+
+def check_kohya(family: Family, text: bool) -> None:
+    """Goes through the names of all layers that may get matrices, those of the text encoders where `text`. Raises
+    ValueError as `kohya_tensors`."""
+    kinds = {family.denoiser: TARGETS} | (dict.fromkeys(family.text_encoders, TEXT_TARGETS) if text else {})
+    for part, targets in kinds.items():
+        ends = tuple(f".{end}" for of_kind in targets.values() for end in of_kind)
+        for module, _ in family.parts[part].named_modules():
+            if module.endswith(ends):
+                kohya_name(family, part, module)
 
 
 def with_text_model(module: str) -> str:

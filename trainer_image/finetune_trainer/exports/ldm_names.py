@@ -61,6 +61,8 @@ def _vae_name(key: str, blocks: int) -> str:
         if kind == "resnets":
             return f"{side}.mid.block_{int(index) + 1}.{_shortcut(rest)}"
         layer, _, last = rest.rpartition(".")
+        if layer not in VAE_ATTENTION:
+            raise ValueError(f"{key} of the VAE has no name in LDM's scheme")
         return f"{side}.mid.attn_{int(index) + 1}.{VAE_ATTENTION[layer]}.{last}"
     if not key.startswith(("encoder.conv_", "decoder.conv_", "quant_conv.", "post_quant_conv.")):
         raise ValueError(f"{key} of the VAE has no name in LDM's scheme")
@@ -95,5 +97,7 @@ def open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 renamed[f"{place}.attn.in_proj_{rest.rpartition('.')[2]}"] = torch.cat(three)
             else:
                 name, _, last = rest.rpartition(".")
+                if name not in OPEN_CLIP_INNER:
+                    raise ValueError(f"{key} of the text encoder has no name in OpenCLIP's scheme")
                 renamed[f"{place}.{OPEN_CLIP_INNER[name]}.{last}"] = tensor
     return renamed

@@ -26,14 +26,27 @@ def write_single_file(family: Family, parts: Mapping[str, nn.Module], path: Path
     Raises:
         ValueError: a name has no counterpart in LDM's layout.
     """
-    tensors = {key: tensor.contiguous() for key, tensor in ldm_tensors(family, parts).items()}
+    states = {name: part.state_dict() for name, part in parts.items()}
+    tensors = {key: tensor.contiguous() for key, tensor in ldm_tensors(family, states).items()}
     write_tensors(path, tensors, modelspec(family, title, None))
 
 
-def ldm_tensors(family: Family, parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """The parts' weights under their names in a checkpoint. Raises ValueError as `write_single_file`."""
-    states = {name: part.state_dict() for name, part in parts.items()}
-    names = UnetNames.of(parts[family.denoiser].config)
+def check_single_file(family: Family) -> None:
+    """Goes through all names, with no tensor touched. `family`: with nothing installed yet. Raises ValueError as
+    `write_single_file`."""
+    ldm_tensors(
+        family,
+        {
+            name: {key: tensor.to("meta") for key, tensor in part.state_dict().items()}
+            for name, part in family.parts.items()
+        },
+    )
+
+
+def ldm_tensors(family: Family, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The parts' weights, as Diffusers and transformers name them, under their names in a checkpoint. Raises ValueError
+    as `write_single_file`."""
+    names = UnetNames.of(family.parts[family.denoiser].config)
     tensors = {f"{UNET}{names.ldm(key)}": tensor for key, tensor in states[family.denoiser].items()}
     tensors |= _prefixed(VAE, ldm_vae(states["vae"]))
     first = {with_text_model(key): tensor for key, tensor in states["text_encoder"].items()}
@@ -41,7 +54,7 @@ def ldm_tensors(family: Family, parts: Mapping[str, nn.Module]) -> dict[str, Ten
         tensors |= _prefixed(XL_FIRST, first) | _prefixed(XL_SECOND, open_clip(states["text_encoder_2"]))
         tensors |= _marks(family)
     # OpenAI's CLIP is the one with the quick approximation of GELU; 2.x has OpenCLIP's
-    elif parts["text_encoder"].config.hidden_act == "quick_gelu":
+    elif family.parts["text_encoder"].config.hidden_act == "quick_gelu":
         tensors |= _prefixed(CLIP, first)
     else:
         tensors |= _prefixed(OPEN_CLIP, open_clip(first))

@@ -26,6 +26,8 @@ RESNET = {
     "conv_shortcut": "skip_connection",
 }
 INNER = re.compile(r"(down_blocks|up_blocks)\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
+BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn")
+"""The kinds that the original model has; Diffusers knows more."""
 MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
 
 
@@ -42,11 +44,18 @@ class UnetNames:
 
     @classmethod
     def of(cls, config: object) -> UnetNames:
-        """Of a UNet2DConditionModel's configuration."""
-        layers, blocks = getattr(config, "layers_per_block", None), getattr(config, "up_block_types", ())
+        """Of a UNet2DConditionModel's configuration.
+
+        Raises:
+            ValueError: LDM's scheme has no names for such blocks.
+        """
+        layers, up = getattr(config, "layers_per_block", None), tuple(getattr(config, "up_block_types", ()))
         if not isinstance(layers, int):
             raise ValueError(f"a UNet with layers_per_block {layers} has no names in LDM's scheme")
-        return cls(layers, tuple("CrossAttn" in block for block in blocks))
+        for block in (*getattr(config, "down_block_types", ()), getattr(config, "mid_block_type", BLOCKS[-1]), *up):
+            if block not in BLOCKS:
+                raise ValueError(f"a UNet with {block} has no names in LDM's scheme")
+        return cls(layers, tuple("CrossAttn" in block for block in up))
 
     def ldm(self, name: str) -> str:
         """LDM's name of the module, or of the parameter, that Diffusers calls `name`.
@@ -79,5 +88,9 @@ class UnetNames:
 
 
 def _resnet(kind: str, rest: str) -> str:
+    if kind != "resnets":
+        return rest
     head, dot, tail = rest.partition(".")
-    return RESNET[head] + dot + tail if kind == "resnets" else rest
+    if head not in RESNET:
+        raise ValueError(f"{rest} of a ResNet has no name in LDM's scheme")
+    return RESNET[head] + dot + tail
