@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from finetune_trainer.errors import ConfigurationError
@@ -26,6 +28,13 @@ def device_of(seat: Seat | None) -> torch.device:
         )
     torch.cuda.set_device(seat.local_rank)
     return torch.device("cuda", seat.local_rank)
+
+
+def compute_deterministically() -> None:
+    """From now on torch takes algorithms that compute the same each time, and refuses what has none. To be called
+    before anything is put on a GPU: cuBLAS looks for its setting once, when it starts."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
 
 
 def device_name(device: torch.device) -> str:

@@ -10,43 +10,36 @@ from typing import TYPE_CHECKING
 
 from finetune_api import TrainingRun
 from finetune_api.resolve import prior_of
-from PIL import Image
 
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.data.class_images import ensure_class_images
-from finetune_trainer.data.dataset import read_dataset
 from finetune_trainer.data.pictures import PictureSet
-from finetune_trainer.describing import provenance_of, settings_of
-from finetune_trainer.device import device_name, device_of
+from finetune_trainer.device import device_name
 from finetune_trainer.errors import Interrupted
-from finetune_trainer.evaluation.contact_sheet import contact_sheet
 from finetune_trainer.evaluation.found import Judgement
 from finetune_trainer.evaluation.judging import Judging, encoder_of
-from finetune_trainer.evaluation.report import ReportData, attempt_rows, render_report
-from finetune_trainer.exports import check_exports, export_weights
-from finetune_trainer.exports.diffusers_lora import ADAPTER_FILE
+from finetune_trainer.exports import export_weights
+from finetune_trainer.exports.loadable import loadable
 from finetune_trainer.exports.on_the_way import WeightsOnTheWay
-from finetune_trainer.families import Family, load_family
+from finetune_trainer.families import Family
 from finetune_trainer.generation.record import Source
 from finetune_trainer.generation.samples import draw_samples
 from finetune_trainer.group.team import join
-from finetune_trainer.methods import make_methods
+from finetune_trainer.methods import Method
+from finetune_trainer.preparing import prepare
 from finetune_trainer.publish.journal import Journal
 from finetune_trainer.publish.leftovers import checkpoints_prefix
 from finetune_trainer.publish.on_the_way import Exports
 from finetune_trainer.publish.store import Store
 from finetune_trainer.settings import Settings
+from finetune_trainer.showing import show_results
 from finetune_trainer.signals import Stop
 from finetune_trainer.telemetry.listener import Listener
+from finetune_trainer.training.duties import Duty
 from finetune_trainer.training.loop import train
-from finetune_trainer.training.schedule import learning_rate_factor
 
 if TYPE_CHECKING:
-    import torch
-
     from finetune_trainer.run import Inputs
-
-SHOWN_TRAINING_PICTURES = 12
 
 
 @dataclass(frozen=True)
@@ -89,57 +82,31 @@ def make(
         RunError: with the exit code of how it ended; Interrupted once the state is saved.
     """
     listener.stage("Preparing")
-    pictures = PictureSet.open(inputs.pictures)
-    # before the long work, so that a missing caption is told at once
-    read_dataset(pictures, run.dataset)
-    device = device_of(settings.seat)
-    family = _load_family(run, inputs, device)
+    prepared = prepare(run, inputs, settings.seat)
+    dataset, family, methods, device = prepared.dataset, prepared.family, prepared.methods, prepared.device
     team = join(settings.seat, device)
-    # before the long work, so that a wrong encoder is told at once
+    # before the long work too, so that a wrong encoder is told at once
     encoder = encoder_of(run, inputs.encoder.path if inputs.encoder is not None else None, inputs.model.path, device)
     class_pictures = _class_pictures(run, family, settings, listener, should_stop)
 
     listener.stage("DrawingBefore")
     classes = PictureSet.of(class_pictures, "class pictures")
-    judging = Judging(run, family, encoder, pictures, classes, listener, should_stop)
+    judging = Judging(run, family, encoder, dataset.pictures, classes, listener, should_stop)
 
-    # a pod's disk ends with it, also where the output is a volume
-    remote = store if settings.in_pod or run.output.uri.startswith("s3://") else None
-    prefix = checkpoints_prefix(run.identity.uid)
-    checkpoints = Checkpoints(
-        work / "checkpoints",
-        remote,
-        prefix,
-        digest,
-        settings.attempt,
-        run.checkpoints.keep,
-        should_stop.seconds_left,
-    )
-    methods = make_methods(run.method, run.training.seed)
-    on_the_way = []
-    if run.exports is not None:
-        exports = Exports(store, run.identity.uid, digest, settings.attempt)
-
-        def publish(step: int, folder: Path, files: Sequence[Path]) -> None:
-            exports.publish(step, folder, loadable(files))
-
-        every = run.exports.every_steps
-        on_the_way.append(WeightsOnTheWay(run, family, methods, every, work / "export", publish, listener))
     team.meet(should_stop)
     team.share([path.read_bytes() for path in class_pictures])
-    cache = settings.cache()
     outcome = train(
         run,
         family,
-        pictures,
+        dataset.pictures,
         class_pictures,
-        cache,
-        checkpoints,
+        settings.cache(),
+        _checkpoints(run, digest, work, store, settings, should_stop),
         listener,
         should_stop,
         team,
         inputs.files,
-        [*judging.duties, *on_the_way],
+        [*judging.duties, *_on_the_way(run, digest, family, methods, work, store, settings, listener)],
         methods,
     )
     if outcome.interrupted:
@@ -147,40 +114,20 @@ def make(
             f"stopped at step {outcome.step} of {outcome.total_steps}; the same run goes on from step "
             f"{outcome.saved_step}"
         )
-
     team.close()
 
     listener.stage("DrawingAfter")
-    drawn = judging.finish(outcome.best_step if outcome.best_step is not None else outcome.step)
+    kept_step = outcome.step if outcome.best_step is None else outcome.best_step
+    drawn = judging.finish(kept_step)
 
     folder = work / "results"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     listener.stage("Evaluating")
-    shown = [picture.load() for picture in pictures.pictures[:SHOWN_TRAINING_PICTURES]]
-    _save_pictures(folder / "pictures", drawn.before, drawn.after)
-    title = f"{run.identity.name}: {run.method.name} of {run.base_model.uri}"
-    contact_sheet(title, shown, drawn.prompts, drawn.before, drawn.after).save(folder / "contact_sheet.png")
-    report = ReportData(
-        title=title,
-        method=run.method.name,
-        pictures=drawn,
-        training_pictures=shown,
-        losses=outcome.losses,
-        settings=settings_of(run, outcome.total_steps),
-        provenance=provenance_of(run, digest, inputs, pictures, device_name(device)) | {"Attempts": journal.summary()},
-        learning_rates=[
-            run.training.learning_rate * learning_rate_factor(run.training.scheduler, step, outcome.total_steps)
-            for step in range(len(outcome.losses))
-        ],
-        dataset=outcome.data.rows(),
-        attempts=attempt_rows(journal.attempts()),
-    )
-    (folder / "report.html").write_text(render_report(report), "utf-8")
-    (folder / "data_report.json").write_text(outcome.data.to_json(), "utf-8")
+    show_results(folder, run, digest, inputs, dataset.pictures, device_name(device), outcome, drawn, journal)
 
     listener.stage("Exporting")
-    exported = export_weights(run, family, [method.result() for method in outcome.methods], folder)
+    exported = export_weights(run, family, [method.result() for method in methods], folder)
     if run.samples is not None:
         # outside of the results, so that a later attempt finds what this one has drawn
         samples = work / "samples"
@@ -190,7 +137,7 @@ def make(
             base_model=run.base_model.uri,
             base_model_revision=inputs.model.revision,
         )
-        draw_samples(family, run.samples, source, (digest, outcome.step), samples, listener, should_stop)
+        draw_samples(family, run.samples, source, (digest, kept_step), samples, listener, should_stop)
         shutil.copytree(samples, folder / "samples")
     return Made(
         folder=folder,
@@ -199,8 +146,8 @@ def make(
         loss=outcome.loss,
         resumed_from_step=outcome.resumed_from_step,
         device=device_name(device),
-        pictures_sha256=pictures.digest,
-        picture_count=len(pictures),
+        pictures_sha256=dataset.pictures.digest,
+        picture_count=len(dataset.pictures),
         judgement=drawn.judgement,
     )
 
@@ -213,11 +160,8 @@ def help_making(
     Raises:
         RunError: with the exit code of how it ended.
     """
-    pictures = PictureSet.open(inputs.pictures)
-    read_dataset(pictures, run.dataset)
-    device = device_of(settings.seat)
-    family = _load_family(run, inputs, device)
-    team = join(settings.seat, device)
+    prepared = prepare(run, inputs, settings.seat)
+    team = join(settings.seat, prepared.device)
     team.meet(should_stop)
     # drawn once, by rank 0: another GPU might draw them a little differently
     folder = work / f"class-pictures-{team.rank}"
@@ -228,8 +172,8 @@ def help_making(
         path.write_bytes(data)
     outcome = train(
         run,
-        family,
-        pictures,
+        prepared.family,
+        prepared.dataset.pictures,
         class_pictures,
         settings.cache(),
         None,
@@ -237,17 +181,11 @@ def help_making(
         should_stop,
         team,
         inputs.files,
+        methods=prepared.methods,
     )
     if outcome.interrupted:
         raise Interrupted(f"stopped at step {outcome.step} of {outcome.total_steps}; rank 0 saves the state")
     team.close()
-
-
-def _load_family(run: TrainingRun, inputs: Inputs, device: torch.device) -> Family:
-    """The base model. What could not be written of it in the end is refused at once."""
-    family = load_family(inputs.model.path, device, run.training.clip_skip)
-    check_exports(run, family)
-    return family
 
 
 def _class_pictures(
@@ -261,20 +199,31 @@ def _class_pictures(
     return ensure_class_images(family, prior, run.training.seed, resolution, settings.cache(), listener, should_stop)
 
 
-def _save_pictures(
-    folder: Path, before: Sequence[Sequence[Image.Image]], after: Sequence[Sequence[Image.Image]]
-) -> None:
-    for when, rows in (("before", before), ("after", after)):
-        for prompt, row in enumerate(rows):
-            for seed, picture in enumerate(row):
-                path = folder / when / f"prompt-{prompt}-seed-{seed}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                picture.save(path)
+def _checkpoints(
+    run: TrainingRun, digest: str, work: Path, store: Store, settings: Settings, should_stop: Stop
+) -> Checkpoints:
+    # a pod's disk ends with it, also where the output is a volume
+    remote = store if settings.in_pod or run.output.uri.startswith("s3://") else None
+    prefix, keep = checkpoints_prefix(run.identity.uid), run.checkpoints.keep
+    return Checkpoints(work / "checkpoints", remote, prefix, digest, settings.attempt, keep, should_stop.seconds_left)
 
 
-def loadable(files: Sequence[Path]) -> tuple[str, ...]:
-    """What people load, Diffusers' layout first: a whole pipeline by its folder, everything else file by file."""
-    whole = ["pipeline"] if Path("pipeline/model_index.json") in files else []
-    single = [path for path in files if path.parts[0] != "pipeline" and path.suffix in (".safetensors", ".pt")]
-    single.sort(key=lambda path: (path.name != ADAPTER_FILE, path))
-    return (*whole, *(path.as_posix() for path in single))
+def _on_the_way(
+    run: TrainingRun,
+    digest: str,
+    family: Family,
+    methods: Sequence[Method],
+    work: Path,
+    store: Store,
+    settings: Settings,
+    listener: Listener,
+) -> list[Duty]:
+    """Publishing weights every so many steps, where the run asks for it."""
+    if run.exports is None:
+        return []
+    exports = Exports(store, run.identity.uid, digest, settings.attempt)
+
+    def publish(step: int, folder: Path, files: Sequence[Path]) -> None:
+        exports.publish(step, folder, loadable(files))
+
+    return [WeightsOnTheWay(run, family, methods, run.exports.every_steps, work / "export", publish, listener)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,18 +30,24 @@ def rates_of(spec: ResolvedTraining, groups: Sequence[ParameterGroup]) -> list[f
         ConfigurationError: they do not suit the optimizer.
     """
     rates = [spec.learning_rate if group.learning_rate is None else group.learning_rate for group in groups]
+    check_rates(spec, rates)
+    return rates
+
+
+def check_rates(spec: ResolvedTraining, rates: Collection[float]) -> None:
+    """Raises ConfigurationError where the training's learning rate, or `rates` of single groups, do not suit the
+    optimizer."""
     if spec.optimizer.name == "Prodigy":
         if spec.learning_rate < SMALLEST_PRODIGY_RATE:
             raise ConfigurationError(
                 f"training.learningRate is {spec.learning_rate:g} (the job's or the profile's), but the optimizer "
                 "Prodigy multiplies it with a rate that it finds itself; use 1, or remove the field"
             )
-        if set(rates) != {spec.learning_rate}:
+        if set(rates) - {spec.learning_rate}:
             raise ConfigurationError(
                 f"textEncoderLearningRate is {max(set(rates) - {spec.learning_rate}):g}, but the optimizer Prodigy "
                 "finds one rate for all weights; remove the field, or use training.optimizer.name AdamW"
             )
-    return rates
 
 
 def make_optimizer(spec: ResolvedTraining, groups: Sequence[ParameterGroup], rates: Sequence[float]) -> Optimizer:

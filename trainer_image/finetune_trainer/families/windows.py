@@ -43,3 +43,10 @@ def word_pattern(words: Iterable[str]) -> re.Pattern[str]:
         after = r"(?!\w)" if re.match(r"\w", word[-1]) else ""
         alternatives.append(f"{before}{re.escape(word)}{after}")
     return re.compile(f"({'|'.join(alternatives)})", re.IGNORECASE)
+
+
+def words_in(text: str, words: Iterable[str]) -> frozenset[str]:
+    """Those of `words` (one or more) that a text encoder which knows them all finds in `text`."""
+    words = tuple(words)
+    found = {match.lower() for match in word_pattern(words).findall(text)}
+    return frozenset(word for word in words if word.lower() in found)

@@ -28,13 +28,13 @@ def scale_of(config: Mapping[str, object], key: str = "") -> float:
     return float(cast(float, alpha)) / (math.sqrt(below) if config.get("use_rslora") else below)
 
 
-def check_fits(given: AdapterWeights, own: AdapterWeights, source: str) -> None:
+def check_fits(given: AdapterWeights, source: str, own: AdapterWeights) -> None:
     """Compares what a file holds with what a run trains. The scale may differ.
 
     Args:
         given: the file's.
-        own: the run's.
         source: what to call the file in messages.
+        own: the run's; of its tensors only the shapes are looked at.
 
     Raises:
         DataError: says which part, kind, layer, rank or size differs, and what to change.

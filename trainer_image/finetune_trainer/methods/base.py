@@ -94,6 +94,18 @@ class Method(Protocol):
     needs: Needs
     captions: tuple[str, ...]
     """What pictures without a caption of their own are called: one prompt, or templates to draw from."""
+    words: tuple[str, ...]
+    """New words that are to be learned; `captions` has all of them."""
+    own_rates: tuple[float, ...]
+    """Learning rates of groups that do not learn at the training's."""
+
+    def check(self, family: Family, files: Files) -> None:
+        """Finds what `install` would refuse, and changes nothing: told before hours of drawing.
+
+        Raises:
+            ConfigurationError: it does not fit the family.
+            DataError: a file to start from cannot be used.
+        """
 
     def install(self, family: Family, files: Files) -> tuple[ParameterGroup, ...]:
         """Adds what is trained to the family's parts and says what it is. Called once.

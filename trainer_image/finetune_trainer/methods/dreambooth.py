@@ -23,7 +23,13 @@ class DreamBooth:
         self._spec = spec
         self.needs = Needs(live_text_encoder=spec.train_text_encoder)
         self.captions: tuple[str, ...] = (spec.prompt,)
+        self.words: tuple[str, ...] = ()
+        rate = spec.text_encoder_learning_rate
+        self.own_rates: tuple[float, ...] = () if rate is None or not spec.train_text_encoder else (rate,)
         self._parts: tuple[str, ...] = ()
+
+    def check(self, family: Family, files: Files) -> None:
+        """Any model can be trained whole."""
 
     def install(self, family: Family, files: Files) -> tuple[ParameterGroup, ...]:
         self._parts = (family.denoiser, *(family.text_encoders if self._spec.train_text_encoder else ()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -91,11 +91,15 @@ class HypernetworkMethod:
             )
         self._spec, self._seed = spec, seed
         self.captions: tuple[str, ...] = (spec.prompt,)
+        self.words: tuple[str, ...] = ()
+        self.own_rates: tuple[float, ...] = ()
         self._pairs: dict[int, tuple[ContextNetwork, ContextNetwork]] = {}
 
+    def check(self, family: Family, files: Files) -> None:
+        self._widths(_attentions(family))
+
     def install(self, family: Family, files: Files) -> tuple[ParameterGroup, ...]:
-        denoiser = family.parts[family.denoiser]
-        attentions = [module for module in denoiser.modules() if isinstance(module, Attention)]
+        denoiser, attentions = family.parts[family.denoiser], _attentions(family)
         for width in self._widths(attentions):
             self._pairs[width] = (self._network(width), self._network(width))
         nets = nn.ModuleDict({str(width): nn.ModuleList(pair) for width, pair in self._pairs.items()})
@@ -136,26 +140,26 @@ class HypernetworkMethod:
                     raise DataError(f"the hypernetwork file does not fit this run at width {width}: {error}") from error
 
     def _widths(self, attentions: list[Attention]) -> list[int]:
-        """Widths of contexts that get networks, smallest first."""
+        """Widths of contexts that get networks, smallest first. Each leaves room for all layers."""
         present = {attention.to_k.in_features for attention in attentions}
-        if self._spec.sizes is None:
-            return sorted({attention.to_k.in_features for attention in attentions if attention.is_cross_attention})
-        strange = sorted(set(self._spec.sizes) - present)
+        crossing = {attention.to_k.in_features for attention in attentions if attention.is_cross_attention}
+        widths = sorted(crossing if self._spec.sizes is None else set(self._spec.sizes))
+        strange = sorted(set(widths) - present)
         if strange:
             raise ConfigurationError(
                 f"method.hypernetwork.sizes has {_listed(strange)}, and no attention of this model has such a context; "
                 f"there are {_listed(present)}"
             )
-        return sorted(set(self._spec.sizes))
-
-    def _network(self, width: int) -> ContextNetwork:
-        spec = self._spec
-        for multiple in spec.layer_structure:
+        for width, multiple in product(widths, self._spec.layer_structure):
             if int(width * multiple) < 1:
                 raise ConfigurationError(
                     f"method.hypernetwork.layerStructure has {multiple:g}, which leaves nothing of a width of {width}; "
                     f"use at least {1 / width:.4f}"
                 )
+        return widths
+
+    def _network(self, width: int) -> ContextNetwork:
+        spec = self._spec
         return ContextNetwork(width, spec.layer_structure, spec.activation, spec.layer_norm, spec.dropout or 0.0)
 
     @torch.no_grad()
@@ -179,6 +183,10 @@ class HypernetworkMethod:
             "activate_output": False,
             "last_layer_dropout": False,
         }
+
+
+def _attentions(family: Family) -> list[Attention]:
+    return [module for module in family.parts[family.denoiser].modules() if isinstance(module, Attention)]
 
 
 def _attach(denoiser: nn.Module, nets: nn.ModuleDict, attentions: list[Attention]) -> None:

@@ -17,6 +17,7 @@ from finetune_trainer.errors import ConfigurationError
 from finetune_trainer.families.base import Family
 from finetune_trainer.methods.adapter_fit import check_fits, scale_of
 from finetune_trainer.methods.base import AdapterWeights, Files, Needs, ParameterGroup, Result
+from finetune_trainer.methods.outline import layers_of, outline
 from finetune_trainer.methods.reached import reached
 
 # Ends of module names in Diffusers' UNet, by the API's words for them.
@@ -40,18 +41,26 @@ class Lora:
         self._alpha = float(spec.rank) if spec.alpha is None else spec.alpha
         self.needs = Needs(live_text_encoder=spec.train_text_encoder)
         self.captions: tuple[str, ...] = (spec.prompt,)
+        self.words: tuple[str, ...] = ()
+        rate = spec.text_encoder_learning_rate
+        self.own_rates: tuple[float, ...] = () if rate is None or not spec.train_text_encoder else (rate,)
         self._parts: dict[str, nn.Module] = {}
         self._modules: dict[str, list[str]] = {}
 
+    def check(self, family: Family, files: Files) -> None:
+        ends = self._targets(family)
+        if self._spec.continue_from is not None:
+            rank, dora = self._spec.rank, self._spec.use_dora
+            layers = {name: layers_of(family.parts[name], of_part) for name, of_part in ends.items()}
+            own = AdapterWeights({name: outline(found, rank, dora) for name, found in layers.items()}, {})
+            check_fits(*self._given(family, files), own)
+
     def install(self, family: Family, files: Files) -> tuple[ParameterGroup, ...]:
-        layers = {family.denoiser: TARGETS}
-        if self._spec.train_text_encoder:
-            layers |= dict.fromkeys(family.text_encoders, TEXT_TARGETS)
         groups = []
         first = 0
-        for name, kinds in layers.items():
+        for name, ends in self._targets(family).items():
             part = self._parts[name] = family.parts[name]
-            ends = self._modules[name] = self._ends(name, part, kinds)
+            self._modules[name] = ends
             part.add_adapter(self._config(ends))
             part.train(part.training)  # new layers are born in training mode, and would drop while others draw
             parameters = {
@@ -65,10 +74,7 @@ class Lora:
                 rate = self._spec.text_encoder_learning_rate
                 groups.append(ParameterGroup(f"lora.{name}", reached(family, parameters), rate))
         if self._spec.continue_from is not None:
-            from finetune_trainer.exports.readers import read_adapter  # it reads into what this package defines
-
-            path = files.path(self._spec.continue_from)
-            self._continue_from(read_adapter(path, family), f"method.lora.continueFrom ({path.name})")
+            self._continue_from(*self._given(family, files))
         return tuple(groups)
 
     def result(self) -> AdapterWeights:
@@ -101,6 +107,21 @@ class Lora:
             use_rslora=spec.use_rslora,
         )
 
+    def _targets(self, family: Family) -> dict[str, list[str]]:
+        """Part → ends of the names of its layers that get matrices."""
+        kinds = {family.denoiser: TARGETS}
+        if self._spec.train_text_encoder:
+            kinds |= dict.fromkeys(family.text_encoders, TEXT_TARGETS)
+        return {name: self._ends(name, family.parts[name], of_part) for name, of_part in kinds.items()}
+
+    def _given(self, family: Family, files: Files) -> tuple[AdapterWeights, str]:
+        """What `continueFrom` holds, and what to call it."""
+        from finetune_trainer.exports.readers import read_adapter  # it reads into what this package defines
+
+        assert self._spec.continue_from is not None, "only asked where it is set"
+        path = files.path(self._spec.continue_from)
+        return read_adapter(path, family), f"method.lora.continueFrom ({path.name})"
+
     def _ends(self, name: str, part: nn.Module, kinds: Mapping[str, tuple[str, ...]]) -> list[str]:
         """Ends of the names of the layers that get matrices. All asked for are there, and each layer is as large as
         the rank at least."""
@@ -111,7 +132,7 @@ class Lora:
                 "add attention, or set method.lora.trainTextEncoder: false"
             )
         for target, ends in chosen.items():
-            layers = list(_layers(part, ends))
+            layers = list(layers_of(part, ends))
             if not layers:
                 raise ConfigurationError(
                     f"method.lora.targets has {target}, and the model's {name} has no such layers "
@@ -143,7 +164,7 @@ class Lora:
         """Copies `weights`. Where their scale is another, the upper matrices take up the difference: what the layers
         say stays the same."""
         own = self.result()
-        check_fits(weights, own, source)
+        check_fits(weights, source, own)
         for name, part in self._parts.items():
             own_scale = scale_of(own.config[name])
             for key, tensor in self._tensors(part):
@@ -157,10 +178,3 @@ class Lora:
         state: dict[str, Tensor] = get_peft_model_state_dict(part)
         for key, tensor in state.items():
             yield key, tensor.detach()
-
-
-def _layers(part: nn.Module, ends: tuple[str, ...]) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
-    """Layers of `part` whose names end so, as PEFT chooses them."""
-    for path, module in part.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d) and any(path == end or path.endswith(f".{end}") for end in ends):
-            yield path, module

@@ -6,7 +6,7 @@ model. So nothing else can move, and no optimizer state is kept for a table of w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from finetune_trainer.errors import ConfigurationError, DataError
 from finetune_trainer.families.base import Family
+from finetune_trainer.families.windows import words_in
 from finetune_trainer.methods.base import Files, Needs, NewWords, ParameterGroup, Result
 from finetune_trainer.methods.first_vectors import first_vectors
 from finetune_trainer.methods.templates import Property, templates_for
@@ -45,17 +46,17 @@ class TextualInversion:
         self._normalize, self._prompt = normalize, prompt
         self._rows: dict[str, Mapping[str, nn.Parameter]] = {}
         self.captions: tuple[str, ...] = () if prompt is None else (prompt,)
+        self.words = tuple(token.placeholder for token in tokens)
+        self.own_rates: tuple[float, ...] = ()
+
+    def check(self, family: Family, files: Files) -> None:
+        self._starts(family, files)
 
     def install(self, family: Family, files: Files) -> tuple[ParameterGroup, ...]:
-        for index, token in enumerate(self._tokens):
-            field = f"{self._field}[{index}]"
-            self._check_placeholder(token, field, family)
-            start = first_vectors(token, field, family, files)
-            if self._normalize:
-                start = {name: _of_length(rows, usual_length(family, name)) for name, rows in start.items()}
-            self._rows[token.placeholder] = family.add_word(token.placeholder, start)
+        for word, start in self._starts(family, files).items():
+            self._rows[word] = family.add_word(word, start)
         if self._prompt is None:
-            words = " ".join(token.placeholder for token in self._tokens)
+            words = " ".join(self.words)
             self.captions = tuple(t.format(words) for t in templates_for(self._property, family.word_known))
         return tuple(self._group(family, name) for name in family.text_encoders)
 
@@ -84,16 +85,29 @@ class TextualInversion:
         constraint = partial(keep_length, usual_length(family, name)) if self._normalize else None
         return ParameterGroup(f"words.{name}", parameters, weight_decay=0.0, constraint=constraint)
 
-    def _check_placeholder(self, token: TokenSpec, field: str, family: Family) -> None:
+    def _starts(self, family: Family, files: Files) -> dict[str, Mapping[str, Tensor]]:
+        """What each word starts from, before any is added."""
+        starts: dict[str, Mapping[str, Tensor]] = {}
+        for index, token in enumerate(self._tokens):
+            field = f"{self._field}[{index}]"
+            self._check_placeholder(token, field, family, starts)
+            start = first_vectors(token, field, family, files)
+            if self._normalize:
+                start = {name: _of_length(rows, usual_length(family, name)) for name, rows in start.items()}
+            starts[token.placeholder] = start
+        return starts
+
+    def _check_placeholder(self, token: TokenSpec, field: str, family: Family, others: Iterable[str]) -> None:
         word = token.placeholder
-        if word in self._rows:
+        # capitals do not count for a text encoder
+        if word.lower() in map(str.lower, others):
             raise ConfigurationError(f"{field}.placeholder is {word}, as another token's is; give each its own")
         if family.word_known(word):
             raise ConfigurationError(
                 f"{field}.placeholder is {word}, which is in the model's vocabulary already; choose a word that is "
                 f"not, such as <{word}-1>"
             )
-        if self._prompt is not None and word.lower() not in self._prompt.lower():
+        if self._prompt is not None and word not in words_in(self._prompt, self.words):
             raise ConfigurationError(
                 f"{field}.placeholder is {word}, which does not stand in the prompt ({self._prompt}), so nothing would "
                 "be learned of it; put it there"

@@ -3,13 +3,11 @@ bottom."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from finetune_api import TrainingRun
 from torch import nn
 
@@ -86,10 +84,6 @@ def train(
         PeerLost: another process of the group is gone.
     """
     spec = run.training
-    if spec.deterministic:
-        # torch refuses cuBLAS without it
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
     classes = PictureSet.of(class_pictures, "class pictures")
     methods = tuple(methods or make_methods(run.method, spec.seed))
     groups = [group for method in methods for group in method.install(family, files or NoFiles())]

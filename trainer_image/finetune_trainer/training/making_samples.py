@@ -10,7 +10,7 @@ from finetune_api.dataset import CaptionsSpec, DatasetSpec
 from finetune_api.resolve import prior_of
 
 from finetune_trainer.data.buckets import BucketOrder, Shape, bucket_shapes, nearest
-from finetune_trainer.data.caption_files import listed
+from finetune_trainer.data.caption_files import Captioned, listed
 from finetune_trainer.data.captions import Captions
 from finetune_trainer.data.dataset import Dataset, read_dataset
 from finetune_trainer.data.draw import Purpose
@@ -22,8 +22,9 @@ from finetune_trainer.data.samples import Plan, Samples, Stream
 from finetune_trainer.data.text import TextCache
 from finetune_trainer.errors import DataError
 from finetune_trainer.families.base import Family
+from finetune_trainer.families.windows import words_in
 from finetune_trainer.group.team import ALONE, Team
-from finetune_trainer.methods import Method, NewWords, needs_of
+from finetune_trainer.methods import Method, needs_of
 
 TOKENS_PER_WINDOW = 75
 
@@ -48,11 +49,11 @@ def make_samples(
     """
     spec, asked = run.training, run.dataset
     dataset = read_dataset(pictures, asked)
+    check_words([word for method in methods for word in method.words], dataset.captions)
     folder = None if cache_dir is None else cache_dir / "latents"
     crops = Crops(asked.crops_per_picture, asked.crop == "Random", asked.flip, spec.seed)
     latents = Latents(family, pictures, crops, folder, dataset.masks)
     captions = captions_of(dataset, asked.captions, methods[0].captions)
-    _check_words(captions, methods)
     instances = Stream(Purpose.INSTANCE, latents, captions)
     prior = prior_of(run.method)
     class_stream = None
@@ -61,9 +62,7 @@ def make_samples(
         class_stream = Stream(Purpose.CLASS, Latents(family, classes, Crops(), folder), called, prior.weight)
 
     shapes = shapes_of(pictures, asked, asked.resolution or family.resolution, crops.count)
-    held = held_out(run, len(pictures))
-    trained = [item for item in range(len(latents)) if latents.picture_of(item) not in held]
-    items = [item for item in trained for _ in range(dataset.captions[latents.picture_of(item)].repeats)]
+    items = items_of(dataset.captions, crops.count, held_out(run, len(pictures)))
     buckets = [[item for item in items if shapes[item] == shape] for shape in sorted(set(shapes))]
     prompts = captions.all() if prior is None else (*captions.all(), prior.class_prompt)
     windows = windows_for(prompts, asked.captions or CaptionsSpec(), family)
@@ -110,15 +109,30 @@ def shapes_of(pictures: PictureSet, spec: DatasetSpec, resolution: int, crops: i
     return [shape for shape in chosen for _ in range(crops)]
 
 
+def items_of(captions: Sequence[Captioned], crops: int, held: Collection[int]) -> list[int]:
+    """Crops of a pass, numbered over all pictures: those of each picture as often as it is to be repeated, and none of
+    those that are `held` out."""
+    return [
+        picture * crops + crop
+        for picture, one in enumerate(captions)
+        if picture not in held
+        for crop in range(crops)
+        for _ in range(one.repeats)
+    ]
+
+
 def windows_for(prompts: Collection[str], spec: CaptionsSpec, family: Family) -> int:
     """Windows of tokens for all prompts of a run: as many as the longest needs, up to captions.maxTokens."""
     return min(max(family.chunks_of(prompt) for prompt in prompts), spec.max_tokens // TOKENS_PER_WINDOW)
 
 
-def _check_words(captions: Captions, methods: Sequence[Method]) -> None:
-    results = [method.result() for method in methods]
-    words = [word for result in results if isinstance(result, NewWords) for word in result.words]
-    missing = [word for word in words if not any(word in caption for caption in captions.all())]
+def check_words(words: Collection[str], captions: Sequence[Captioned]) -> None:
+    """Raises DataError where one of the new `words` stands in no caption. Pictures without a caption of their own are
+    called by what has all of them."""
+    if not words or any(one.caption is None for one in captions):
+        return
+    found = {word for one in captions for word in words_in(one.caption or "", words)}
+    missing = [word for word in words if word not in found]
     if missing:
         raise DataError(
             f"dataset.captions: no caption has {listed(missing)}, and so nothing would be learned of it; write the "
