@@ -20,8 +20,13 @@ def truncated(folder: Path) -> None:
 
 
 def enormous(folder: Path) -> None:
-    """100 megapixels and one row; a few kB, for it is all white."""
-    Image.new("1", (10_000, 10_001), 1).save(folder / "huge.png")
+    """100 megapixels; a few kB, for it is all white."""
+    Image.new("1", (10_000, 10_000), 1).save(folder / "huge.png")
+
+
+def of_a_broken_camera(folder: Path) -> None:
+    """EXIF that ends within its header."""
+    Image.open(folder / "1.png").save(folder / "1.webp", exif=b"Exif\0\0II*\0")
 
 
 def emptied(folder: Path) -> None:
@@ -54,7 +59,8 @@ SIDECAR = {"captions": {"source": "Sidecar"}}
 # what is done to the folder of 0.png, 1.png, 2.png; dataset; exit code; words of the message
 REFUSED: list[tuple[Callable[[Path], object], dict[str, object], int, tuple[str, ...]]] = [
     (truncated, {}, 65, ("dataset.uri: 1.png is damaged", "replace or remove the file")),
-    (enormous, {}, 65, ("huge.png has 10000 × 10001 pixels", "100 megapixels; scale it down")),
+    (enormous, {}, 65, ("huge.png has 10000 × 10000 pixels", "not below 100 megapixels; scale it down")),
+    (of_a_broken_camera, {}, 65, ("dataset.uri: 1.webp is damaged", "replace or remove the file")),
     (emptied, {}, 65, ("no pictures found", "the folder has nothing", "Check the path")),
     (of_a_phone, {}, 65, ("no pictures found", "3 .heic", "convert the pictures")),
     (lambda folder: (folder / "0.txt").write_text("a"), SIDECAR, 65, ("1.png, 2.png without a caption", "write one")),

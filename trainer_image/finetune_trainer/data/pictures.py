@@ -20,10 +20,21 @@ from finetune_trainer.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 FORMATS = ("PNG", "JPEG", "WEBP")
-MAX_PIXELS = 100_000_000
+TOO_MANY_PIXELS = 100_000_000
 MASK_SUFFIX = "-masklabel.png"
 """A mask beside its picture: subject.jpg and subject-masklabel.png, as OneTrainer and its tools name them."""
 MAX_LISTED = 10
+ORIENTATION = 0x0112
+"""Of EXIF: which of these turns a camera's picture upright."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,7 @@ def read_rgb(path: Path, field: str = "dataset.uri") -> Image.Image:
     """A picture as 8-bit RGB: rotated as EXIF says, transparency laid on white.
 
     Raises:
-        DataError: the file is no picture, is cut off, or is larger than 100 megapixels.
+        DataError: the file is no picture, is damaged anywhere, or has 100 megapixels or more.
     """
     with _opened(path, field) as upright:
         if not upright.has_transparency_data:
@@ -125,23 +136,35 @@ def _opened(path: Path, field: str) -> Iterator[Image.Image]:
     try:
         with Image.open(path, formats=FORMATS) as image:
             # before anything is decoded: a few kB can unpack to gigabytes
-            if image.width * image.height > MAX_PIXELS:
+            if image.width * image.height >= TOO_MANY_PIXELS:
                 raise DataError(
-                    f"{field}: {path.name} has {image.width} × {image.height} pixels, more than "
-                    f"{MAX_PIXELS // 1_000_000} megapixels; scale it down"
+                    f"{field}: {path.name} has {image.width} × {image.height} pixels, which is not below "
+                    f"{TOO_MANY_PIXELS // 1_000_000} megapixels; scale it down"
                 )
-            upright = ImageOps.exif_transpose(image)
+            upright = _upright(image)
             if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):
                 raise DataError(f"{field}: {path.name} has 16 bits a channel; save it with 8 bits")
             yield upright
+    except DataError:
+        raise
     except Image.DecompressionBombError as error:
         raise DataError(f"{field}: {path.name} has too many pixels ({error}); scale it down") from error
     except UnidentifiedImageError as error:
         raise DataError(
             f"{field}: {path.name} is not a PNG, JPEG or WebP picture, whatever its name says; {remedy}"
         ) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{field}: {path.name} is damaged ({error}); {remedy}") from error
+    # all of them: in damaged files Pillow runs into struct.error, TypeError, MemoryError and more
+    except Exception as error:
+        raise DataError(f"{field}: {path.name} is damaged ({error or type(error).__name__}); {remedy}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """`image`, read whole, rotated as EXIF says. ImageOps.exif_transpose would write all of EXIF anew besides, and
+    stumble over what a camera put there and nobody needs."""
+    # PNG may have EXIF behind its pixels
+    image.load()
+    turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def to_pixels(image: Image.Image, frame: Frame) -> Tensor:
