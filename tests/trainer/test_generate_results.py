@@ -18,6 +18,7 @@ from finetune_trainer.generation.record import Source
 from finetune_trainer.generation.samples import draw_samples
 from PIL import Image
 from support.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
+from support.tiny_sd import build_tiny_sd
 from support.tiny_sdxl import build_tiny_sdxl
 from support.training import Memory
 from typer.testing import CliRunner
@@ -257,3 +258,9 @@ def test_another_base_model_than_it_was_trained_on(tiny_sd: Path, pictures: Path
     code, _, errors = finetune("generate", "results", "-p", "a dog", *QUICK)
     assert (code, "name the same model elsewhere with --base-model" in errors) == (78, True), errors
     assert finetune("generate", "results", "-p", "a dog", "--base-model", tiny_sd, *QUICK)[0] == 0
+    own, different = pictures_in(Path("generated")), build_tiny_sd(tmp_path / "different", seed=1)
+    code, output, _ = finetune("generate", "results", "-p", "a dog", "--base-model", different, *QUICK)
+    assert code == 0 and "were there already" not in output, "pictures of another base model are others"
+    assert difference(own, pictures_in(Path("generated"))) > 4
+    code, output, _ = finetune("generate", "results", "-p", "a dog", "--base-model", other, *QUICK)
+    assert code == 0 and "2 of 2 pictures were there already" in output, "of the same model elsewhere they are the same"

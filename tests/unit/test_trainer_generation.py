@@ -10,7 +10,7 @@ import pytest
 from finetune_api import FineTuneJobSpec, RunIdentity, resolve
 from finetune_trainer.errors import ConfigurationError, DataError
 from finetune_trainer.generation.picture_text import parameters, png
-from finetune_trainer.generation.plan import Recipe, plan, slug
+from finetune_trainer.generation.plan import Recipe, identity_of, plan, slug
 from finetune_trainer.generation.prompts import gather
 from finetune_trainer.generation.results import RunResults
 from finetune_trainer.generation.sheets import CELL, Print, pages, sheet
@@ -54,6 +54,13 @@ def test_names_are_stable_because_a_generation_goes_on_by_them() -> None:
 )
 def test_other_settings_never_pass_for_the_same_picture(changed: dict[str, object]) -> None:
     assert plan(replace(RECIPE, **changed), ["a dog"], 1, 0)[0].path != plan(RECIPE, ["a dog"], 1, 0)[0].path
+
+
+def test_weights_are_what_was_trained_and_what_it_lies_on() -> None:
+    run, base, another = "1" * 64, "2" * 64, "3" * 64
+    assert identity_of(None, base) == base and identity_of(run, None) == run
+    together = {identity_of(run, base), identity_of(run, another), identity_of(another, base), run, base, another}
+    assert len(together) == 6 and all(len(one) == 64 for one in together)
 
 
 def test_prompts_with_the_same_beginning_have_files_of_their_own() -> None:

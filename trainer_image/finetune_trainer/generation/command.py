@@ -88,11 +88,12 @@ def _generate(
     from finetune_trainer.device import device_of
     from finetune_trainer.generation.drawing import draw_missing, recipe_of
     from finetune_trainer.generation.loading import load_drawable
-    from finetune_trainer.generation.plan import plan
+    from finetune_trainer.generation.plan import identity_of, plan
 
     listener.stage("Preparing")
     family = load_drawable(fetched, device_of(None))
-    identity = fetched.results.sha256 if fetched.results is not None else family.digest
+    manifest = fetched.results.sha256 if fetched.results is not None else None
+    identity = identity_of(manifest, family.digest if fetched.base is not None else None)
     recipe = recipe_of(family, identity, wishes.negative_prompt, wishes.steps, wishes.guidance)
     pictures = plan(recipe, prompts, wishes.count, wishes.seed)
     listener.stage("Sampling")

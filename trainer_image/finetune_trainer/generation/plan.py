@@ -23,7 +23,7 @@ class Recipe:
     """What all pictures of a generation have in common."""
 
     model: str
-    """SHA-256 of the weights' identity: of a run's manifest.json, or of a base model."""
+    """SHA-256 of the weights' identity, as `identity_of`."""
     negative_prompt: str
     inference_steps: int
     guidance_scale: float
@@ -50,6 +50,18 @@ class Picture:
     def path(self) -> str:
         """Its name within the output, with slashes."""
         return f"{FOLDER}{slug(self.prompt)}-seed-{self.seed}-{self.key[:12]}.png"
+
+
+def identity_of(manifest: str | None, base: str | None) -> str:
+    """SHA-256 that stands for all weights that draw.
+
+    Args:
+        manifest: SHA-256 of a run's manifest.json, which names every file of it; None for a base model.
+        base: digest of the base model below, which --base-model may have changed; None where the results are a whole
+            pipeline.
+    """
+    digests = [digest for digest in (manifest, base) if digest is not None]
+    return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 def plan(recipe: Recipe, prompts: Sequence[str], count: int, seed: int) -> list[Picture]:

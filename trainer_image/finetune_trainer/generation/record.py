@@ -52,7 +52,8 @@ class Generation(ManifestModel):
     format: Literal["finetune.dev/generation/v1"] = "finetune.dev/generation/v1"
     source: Source
     model_sha256: str
-    """SHA-256 of the result's manifest.json, of the TrainingRun, or of the base model."""
+    """SHA-256 that stands for the weights: of a whole pipeline the result's manifest.json, of other results that and
+    the base model's digest together, of a base model its digest; in a run, the TrainingRun and the step."""
     negative_prompt: str
     inference_steps: int
     guidance_scale: float
