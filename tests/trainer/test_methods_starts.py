@@ -1,7 +1,7 @@
 """What a technique starts from, and settings and files that it cannot start from: an error that says what to change,
 with the exit code for data (65) or for settings (78)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,8 @@ from finetune_api.methods import MethodSpec
 from finetune_trainer.errors import ConfigurationError, DataError, RunError
 from finetune_trainer.families import Family, load_family
 from finetune_trainer.methods import AdapterWeights, NewWords, ParameterGroup, make_methods
+from finetune_trainer.methods.lora import TARGETS
+from finetune_trainer.methods.outline import layers_of, outline
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,6 +28,12 @@ class Beside:
 
     def path(self, uri: str) -> Path:
         return self.folder / uri.rpartition("/")[2]
+
+
+def check(technique: str, settings: Mapping[str, object], model: Path, folder: Path | None = None) -> None:
+    family = load_family(model, torch.device("cpu"))
+    for method in make_methods(MethodSpec.model_validate({technique: settings}), 0):
+        method.check(family, Beside(folder or Path("/nowhere")))
 
 
 def install(
@@ -64,6 +72,11 @@ def install(
             r"method.lora.tokens\[0\].placeholder is <toy>, which does not stand in the prompt \(sks dog\)",
         ),
         (
+            "lora",
+            {"rank": 4, "prompt": "a sksy", "tokens": [{"placeholder": "sks"}]},
+            r"method.lora.tokens\[0\].placeholder is sks, which does not stand in the prompt \(a sksy\)",
+        ),
+        (
             "textualInversion",
             {"tokens": [{"placeholder": "d"}]},
             r"method.textualInversion.tokens\[0\].placeholder is d, which is in the model's vocabulary already; choose "
@@ -73,6 +86,11 @@ def install(
             "textualInversion",
             {"tokens": [TOY, TOY]},
             r"method.textualInversion.tokens\[1\].placeholder is <toy>, as another token's is",
+        ),
+        (
+            "textualInversion",
+            {"tokens": [TOY, {"placeholder": "<Toy>"}]},
+            r"method.textualInversion.tokens\[1\].placeholder is <Toy>, as another token's is",
         ),
         (
             "textualInversion",
@@ -106,10 +124,13 @@ def install(
         ),
     ],
 )
-def test_settings_that_cannot_work(technique: str, settings: dict[str, object], message: str, tiny_sd: Path) -> None:
+@pytest.mark.parametrize("asked", [check, install])
+def test_settings_that_cannot_work(
+    technique: str, settings: dict[str, object], message: str, asked: Callable[..., object], tiny_sd: Path
+) -> None:
     prompt = {} if technique == "textualInversion" else PROMPT
     with pytest.raises(ConfigurationError, match=message) as refused:
-        install(technique, prompt | settings, tiny_sd)
+        asked(technique, prompt | settings, tiny_sd)
     assert refused.value.exit_code == ExitCode.BAD_CONFIGURATION == 78
 
 
@@ -174,6 +195,34 @@ def test_a_lora_goes_on_from_a_file_at_the_strength_it_had(
             torch.testing.assert_close(result.tensors[part][key], tensor * strength)
 
 
+@pytest.mark.parametrize("dora", [False, True])
+def test_how_large_the_matrices_will_be_is_known_before_there_are_any(
+    dora: bool, tiny_sd: Path, tmp_path: Path
+) -> None:
+    """Matrices of linear layers and of convolutions, in both parts; and nothing is changed by looking."""
+    settings = LORA | {"targets": ["attention", "feedForward", "convolution"], "useDora": dora}
+    family = load_family(tiny_sd, torch.device("cpu"))
+    before = {name: value.clone() for name, value in family.parts["unet"].named_parameters()}
+    ends = {"unet": [end for kind in TARGETS.values() for end in kind], "text_encoder": ["q_proj", "mlp.fc1"]}
+    foreseen = {part: outline(layers_of(family.parts[part], ends[part]), 4, dora) for part in ends}
+    write(random_adapter(tiny_sd, settings), tmp_path / "old.safetensors", "Diffusers", 4.0)
+    (method,) = make_methods(
+        MethodSpec.model_validate({"lora": settings | {"continueFrom": "file:///old.safetensors"}}), 0
+    )
+    method.check(family, Beside(tmp_path))
+    after = dict(family.parts["unet"].named_parameters())
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    method.install(family, Beside(tmp_path))
+    made = method.result()
+    assert isinstance(made, AdapterWeights)
+    shapes = {part: {key: value.shape for key, value in tensors.items()} for part, tensors in made.tensors.items()}
+    assert {key: value.shape for key, value in foreseen["unet"].items()} == shapes["unet"]
+    text = {key: value.shape for key, value in foreseen["text_encoder"].items()}
+    assert text.items() <= shapes["text_encoder"].items()
+    assert len(text) == len([key for key in shapes["text_encoder"] if "q_proj" in key or "fc1" in key])
+
+
 def test_magnitudes_go_on_too(tiny_sd: Path, tmp_path: Path) -> None:
     written = random_adapter(tiny_sd, LORA | {"useDora": True})
     write(written, tmp_path / "old.safetensors", "Diffusers", 4.0)
@@ -202,12 +251,18 @@ def test_magnitudes_go_on_too(tiny_sd: Path, tmp_path: Path) -> None:
         ({}, {"useDora": True}, "is no DoRA: it has no magnitudes for the unet; set method.lora.useDora: false"),
     ],
 )
+@pytest.mark.parametrize("asked", [check, install])
 def test_a_lora_that_does_not_fit_the_settings(
-    old: dict[str, object], new: dict[str, object], message: str, tiny_sd: Path, tmp_path: Path
+    old: dict[str, object],
+    new: dict[str, object],
+    message: str,
+    asked: Callable[..., object],
+    tiny_sd: Path,
+    tmp_path: Path,
 ) -> None:
     write(random_adapter(tiny_sd, LORA | old), tmp_path / "old.safetensors", "Diffusers", 4.0)
     with pytest.raises(DataError, match=message) as refused:
-        install("lora", LORA | new | {"continueFrom": "file:///old.safetensors"}, tiny_sd, tmp_path)
+        asked("lora", LORA | new | {"continueFrom": "file:///old.safetensors"}, tiny_sd, tmp_path)
     assert refused.value.exit_code == ExitCode.BAD_DATA == 65
 
 

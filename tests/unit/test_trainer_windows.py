@@ -1,7 +1,7 @@
 """Prompts longer than a text encoder's window."""
 
 import pytest
-from finetune_trainer.families.windows import framed, windows, word_pattern
+from finetune_trainer.families.windows import framed, windows, word_pattern, words_in
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,3 +54,19 @@ def test_each_window_has_begin_end_and_padding(chunks: int, expected: list[int])
 )
 def test_words_are_found(prompt: str, found: list[str]) -> None:
     assert word_pattern(["<dog>", "sks", "sks dog", "word+"]).findall(prompt) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a photo of sks", {"sks"}),
+        ("a photo of SKS, and a <Dog>", {"sks", "<Dog>"}),
+        ("a photo of sksy", set()),
+        # one that is the beginning of another is read where the other does not go on
+        ("sks dog", {"sks dog"}),
+        ("a sks and a sks dog", {"sks", "sks dog"}),
+        ("", set()),
+    ],
+)
+def test_a_text_has_the_words_that_are_read_in_it(text: str, found: set[str]) -> None:
+    assert words_in(text, ["<Dog>", "sks", "sks dog"]) == found

@@ -33,8 +33,8 @@ def check_training(
     for method in methods:
         method.check(family, files)
     check_rates(run.training, [rate for method in methods for rate in method.own_rates])
-    check_words([word for method in methods for word in method.words], dataset.captions)
-    shapes_of(dataset.pictures, run.dataset, run.dataset.resolution or family.resolution, crops=1)
     held = held_out(run, len(dataset.pictures))
+    check_words([word for method in methods for word in method.words], dataset.captions, held)
+    shapes_of(dataset.pictures, run.dataset, run.dataset.resolution or family.resolution, crops=1)
     items = items_of(dataset.captions, run.dataset.crops_per_picture, held)
     check_warmup(run.training.scheduler, total_steps(run.training, len(items), processes))

@@ -49,7 +49,8 @@ def make_samples(
     """
     spec, asked = run.training, run.dataset
     dataset = read_dataset(pictures, asked)
-    check_words([word for method in methods for word in method.words], dataset.captions)
+    held = held_out(run, len(pictures))
+    check_words([word for method in methods for word in method.words], dataset.captions, held)
     folder = None if cache_dir is None else cache_dir / "latents"
     crops = Crops(asked.crops_per_picture, asked.crop == "Random", asked.flip, spec.seed)
     latents = Latents(family, pictures, crops, folder, dataset.masks)
@@ -62,7 +63,7 @@ def make_samples(
         class_stream = Stream(Purpose.CLASS, Latents(family, classes, Crops(), folder), called, prior.weight)
 
     shapes = shapes_of(pictures, asked, asked.resolution or family.resolution, crops.count)
-    items = items_of(dataset.captions, crops.count, held_out(run, len(pictures)))
+    items = items_of(dataset.captions, crops.count, held)
     buckets = [[item for item in items if shapes[item] == shape] for shape in sorted(set(shapes))]
     prompts = captions.all() if prior is None else (*captions.all(), prior.class_prompt)
     windows = windows_for(prompts, asked.captions or CaptionsSpec(), family)
@@ -126,12 +127,13 @@ def windows_for(prompts: Collection[str], spec: CaptionsSpec, family: Family) ->
     return min(max(family.chunks_of(prompt) for prompt in prompts), spec.max_tokens // TOKENS_PER_WINDOW)
 
 
-def check_words(words: Collection[str], captions: Sequence[Captioned]) -> None:
-    """Raises DataError where one of the new `words` stands in no caption. Pictures without a caption of their own are
-    called by what has all of them."""
-    if not words or any(one.caption is None for one in captions):
+def check_words(words: Collection[str], captions: Sequence[Captioned], held: Collection[int] = ()) -> None:
+    """Raises DataError where one of the new `words` stands in no caption but those of pictures that are `held` out.
+    Pictures without a caption of their own are called by what has all of them."""
+    texts = [one.caption for picture, one in enumerate(captions) if picture not in held]
+    if not words or None in texts:
         return
-    found = {word for one in captions for word in words_in(one.caption or "", words)}
+    found = {word for text in texts for word in words_in(text or "", words)}
     missing = [word for word in words if word not in found]
     if missing:
         raise DataError(
