@@ -11,10 +11,11 @@ from finetune_api.techniques import TECHNIQUES
 from finetune_trainer.comparison.rows import OnTheWay, Row, append_row, by_name, key_of, read_rows, seconds_to
 from finetune_trainer.comparison.spread import spread, t975
 from finetune_trainer.comparison.table import markdown, size, summary
-from finetune_trainer.comparison.trials import plan_trials
+from finetune_trainer.comparison.trials import LARGEST_SEED, plan_trials
 from finetune_trainer.documents import DocumentError
 from finetune_trainer.errors import ConfigurationError, DataError
 from finetune_trainer.local_run import load_runs
+from pydantic import ValidationError
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,8 +110,9 @@ def test_rows_are_kept_line_by_line(tmp_path: Path) -> None:
         read_rows(tmp_path)
 
 
-def run_of(name: str, **training: object) -> TrainingRun:
+def run_of(name: str, engine: dict[str, object] | None = None, **training: object) -> TrainingRun:
     spec = {
+        **({"engine": engine} if engine else {}),
         "baseModel": {"uri": "builtin://tiny-shapes"},
         "method": {"lora": {"prompt": "a photo of a sks circle"}},
         "dataset": {"uri": "file:///pictures"},
@@ -143,6 +145,26 @@ def test_each_job_with_each_seed_and_a_place_of_its_own() -> None:
 def test_a_plan_that_cannot_be(names: tuple[str, ...], only: tuple[str, ...], words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
         plan_trials([run_of(name) for name in names], 1, only, Path("/out"))
+
+
+@pytest.mark.parametrize("engine", [{"nodes": 2}, {"processesPerNode": 2}])
+def test_a_group_is_not_measured_as_one_process(engine: dict[str, object]) -> None:
+    words = r"two: spec\.engine is \d nodes × \d processes, .*; remove engine\.nodes and engine\.processesPerNode"
+    with pytest.raises(ConfigurationError, match=words):
+        plan_trials([run_of("one"), run_of("two", engine)], 1, (), Path("/out"))
+    assert plan_trials([run_of("one"), run_of("two", engine)], 1, ("one",), Path("/out")), "the others are"
+
+
+def test_the_last_seed_is_one_that_a_job_may_have() -> None:
+    with pytest.raises(ValidationError):
+        run_of("one", seed=LARGEST_SEED + 1)
+    trials = plan_trials([run_of("one", seed=LARGEST_SEED - 2)], 3, (), Path("/out"))
+    assert [TrainingRun.model_validate_json(trial.run.to_json()).training.seed for trial in trials] == [
+        LARGEST_SEED - 2, LARGEST_SEED - 1, LARGEST_SEED
+    ]  # fmt: skip
+    words = "one: training.seed is 2147483646, and the last of 3 seeds would be 2147483648, .*; use 2147483645 at most"
+    with pytest.raises(ConfigurationError, match=words):
+        plan_trials([run_of("one", seed=LARGEST_SEED - 1)], 3, (), Path("/out"))
 
 
 def test_a_measured_row_counts_only_for_its_own_settings() -> None:

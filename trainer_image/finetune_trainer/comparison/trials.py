@@ -13,6 +13,9 @@ from finetune_api.techniques import TECHNIQUES
 from finetune_trainer.comparison.rows import key_of
 from finetune_trainer.errors import ConfigurationError
 
+LARGEST_SEED = 2**31 - 1
+"""Of training.seed."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -44,7 +47,8 @@ def plan_trials(runs: Sequence[TrainingRun], seeds: int, only: Sequence[str], fo
         folder: where the comparison is kept.
 
     Raises:
-        ConfigurationError: two jobs have one name, or `only` names none of them.
+        ConfigurationError: two jobs have one name, `only` names none of them, a job wants several processes, or its
+            seeds would pass the largest that there is.
     """
     names = [run.identity.name for run in runs]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -57,7 +61,23 @@ def plan_trials(runs: Sequence[TrainingRun], seeds: int, only: Sequence[str], fo
     chosen = [run for run in runs if not only or {run.identity.name, run.method.name} & set(only)]
     if not chosen:
         raise ConfigurationError(f"--only is {','.join(only)}, and no job uses that; use {', '.join(names)}")
+    for run in chosen:
+        _check(run, seeds)
     return [_trial(run, run.training.seed + n, folder) for n in range(seeds) for run in chosen]
+
+
+def _check(run: TrainingRun, seeds: int) -> None:
+    name, engine, last = run.identity.name, run.engine, run.training.seed + seeds - 1
+    if engine.nodes * engine.processes_per_node > 1:
+        raise ConfigurationError(
+            f"{name}: spec.engine is {engine.nodes} nodes × {engine.processes_per_node} processes, and a comparison "
+            "trains in one process, whose time and memory it measures; remove engine.nodes and engine.processesPerNode"
+        )
+    if last > LARGEST_SEED:
+        raise ConfigurationError(
+            f"{name}: training.seed is {run.training.seed}, and the last of {seeds} seeds would be {last}, more than "
+            f"{LARGEST_SEED}; use {LARGEST_SEED - seeds + 1} at most"
+        )
 
 
 def _trial(run: TrainingRun, seed: int, folder: Path) -> Trial:
