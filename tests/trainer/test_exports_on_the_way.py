@@ -85,6 +85,22 @@ def test_they_are_the_weights_of_their_step_and_outlive_the_attempt(
     assert set(listed[1].weights) <= {file.path for file in files}
 
 
+def test_what_did_not_arrive_whole_is_not_named(tmp_path: Path) -> None:
+    class Forgetful(FileStore):
+        """A disk that is full and does not say so."""
+
+        def put_file(self, key: str, path: Path) -> None:
+            self.put_bytes(key, b"-")
+
+    store, folder = Forgetful(tmp_path / "store"), tmp_path / "made"
+    folder.mkdir()
+    (folder / "weights").write_bytes(b"many")
+    exports = Exports(store, "run-1", DIGEST, "mine")
+    with pytest.raises(RunError, match="has 1 bytes after the upload instead of 4"):
+        exports.publish(2, folder, ["weights"])
+    assert exports.found(2) == ((), ())
+
+
 def test_what_is_not_of_this_run_is_not_listed(tmp_path: Path) -> None:
     store, folder = FileStore(tmp_path / "store"), tmp_path / "made"
     folder.mkdir()

@@ -12,6 +12,7 @@ from finetune_api import TrainingRun
 from pydantic import ValidationError
 
 from finetune_trainer.data.whole_files import write_whole
+from finetune_trainer.digests import sha256_of
 from finetune_trainer.errors import ConfigurationError, DataError
 from finetune_trainer.publish.file_store import FileStore
 from finetune_trainer.publish.manifest import MANIFEST, Manifest, ManifestFile
@@ -153,7 +154,7 @@ def _fetched(results: RunResults, file: ManifestFile, store: Store, folder: Path
         _check(results, file, path)
         return path
     path = folder / file.path
-    if path.is_file() and _sha256(path) == file.sha256:
+    if path.is_file() and sha256_of(path) == file.sha256:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -169,7 +170,7 @@ def _fetched(results: RunResults, file: ManifestFile, store: Store, folder: Path
 
 
 def _check(results: RunResults, file: ManifestFile, path: Path) -> None:
-    actual = _sha256(path)
+    actual = sha256_of(path)
     if actual != file.sha256:
         raise DataError(
             f"RESULT is {results.uri}, whose {MANIFEST} names {file.path} with SHA-256 {file.sha256}, but what is "
@@ -182,11 +183,6 @@ def _gone(results: RunResults, file: ManifestFile) -> DataError:
         f"RESULT is {results.uri}, whose {MANIFEST} names {file.path}, but that is not there; copy the whole folder, "
         "or train anew with --overwrite"
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _first(names: Mapping[str, ManifestFile], *patterns: str) -> ManifestFile | None:

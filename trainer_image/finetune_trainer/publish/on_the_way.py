@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from finetune_trainer.publish.manifest import ManifestExport, ManifestFile, ManifestModel
 from finetune_trainer.publish.store import Store
+from finetune_trainer.publish.uploading import upload
 
 RECORD = "export.json"
 
@@ -51,20 +52,14 @@ class Exports:
         """Uploads all of `folder`; `weights` are what to load, relative to it. Raises RunError when the store
         fails."""
         prefix = f"{self._prefix}{step:08d}-{self._attempt}/"
-        files = []
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            key = prefix + path.relative_to(folder).as_posix()
-            with path.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            self._store.put_file(key, path)
-            files.append(ManifestFile(path=key, size=path.stat().st_size, sha256=digest))
+        files = upload(self._store, prefix, folder)
         record = ExportRecord(
             run_uid=self._run_uid,
             run_sha256=self._run_sha256,
             attempt=self._attempt,
             step=step,
             weights=tuple(prefix + name for name in weights),
-            files=tuple(files),
+            files=files,
         )
         data = record.model_dump_json(by_alias=True, exclude_none=True, indent=1) + "\n"
         self._store.put_bytes(prefix + RECORD, data.encode())

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +20,10 @@ from finetune_trainer.publish.leftovers import Claim, Fate, checkpoints_prefix, 
 from finetune_trainer.publish.manifest import MANIFEST, Manifest, ManifestFile
 from finetune_trainer.publish.on_the_way import exports_prefix
 from finetune_trainer.publish.store import Store, Unfinished
+from finetune_trainer.publish.uploading import upload
 
 log = logging.getLogger("finetune")
 
-UPLOADS = 4
 RUN = "run.json"
 """The TrainingRun beside the results."""
 
@@ -97,14 +96,7 @@ class Transaction:
 
         `on_progress(done, total)` counts files. Raises RunError when a file did not arrive whole.
         """
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        files: list[ManifestFile] = []
-        with ThreadPoolExecutor(UPLOADS) as pool:
-            for file in pool.map(lambda path: self._upload_one(folder, path), paths):
-                files.append(file)
-                on_progress(len(files), len(paths))
-        self._verify(files)
-        return tuple(files)
+        return upload(self._store, self.prefix, folder, on_progress)
 
     def commit(self, manifest: Manifest) -> Published:
         """Creates manifest.json. When another attempt of this run was faster, its manifest is the result.
@@ -177,19 +169,3 @@ class Transaction:
             return AttemptRecord.model_validate_json(self._store.get_bytes(record_key(attempt)) or b"")
         except ValidationError:
             return None
-
-    def _upload_one(self, folder: Path, path: Path) -> ManifestFile:
-        key = self.prefix + path.relative_to(folder).as_posix()
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        self._store.put_file(key, path)
-        return ManifestFile(path=key, size=path.stat().st_size, sha256=digest)
-
-    def _verify(self, files: Sequence[ManifestFile]) -> None:
-        stored = {found.key: found.size for found in self._store.list(self.prefix)}
-        for file in files:
-            if stored.get(file.path) != file.size:
-                raise RunError(
-                    f"{self._store.uri_of(file.path)} has {stored.get(file.path, 'no')} bytes after the upload "
-                    f"instead of {file.size}; nothing was published"
-                )
