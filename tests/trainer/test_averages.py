@@ -56,6 +56,36 @@ def test_averages_come_and_go_to_the_bit() -> None:
         assert torch.equal(after.average.weights[name], before.average.weights[name])
 
 
+def test_averages_keep_to_what_their_weights_keep_to() -> None:
+    """The mean of vectors of one length is shorter than each."""
+    module = Regression()
+
+    def unit(rows: torch.Tensor) -> None:
+        rows.div_(rows.norm(dim=1, keepdim=True))
+
+    whole = dict(module.named_parameters())
+    held = {"second": whole.pop("second")}
+    groups = [ParameterGroup("held", held, constraint=unit), ParameterGroup("others", whole)]
+    engine = make_engine(EngineSpec(), torch.device("cpu"))
+    spec = make_run(training={"learningRate": 0.1, "ema": True}).training
+    engine.prepare(module, groups, spec, [])
+    free = dict(module.named_parameters())["first"]
+    seen = []
+    for step in range(8):
+        engine.step([batch_of(number=step)], 1.0)
+        seen.append(free.detach().clone())
+    average = engine.state().average
+    assert average is not None
+    torch.testing.assert_close(average.weights["second"].norm(dim=1), torch.ones(16))
+    assert not torch.equal(average.weights["second"], engine.weights()["second"])
+    expected = torch.zeros_like(free)
+    for update, value in enumerate(seen, 1):
+        expected = decay_of(update) * expected + (1 - decay_of(update)) * value
+    torch.testing.assert_close(average.weights["first"], expected)
+    with engine.averaged():
+        torch.testing.assert_close(module.second.norm(dim=1), torch.ones(16))
+
+
 def test_a_state_without_averages_is_none_for_a_training_with_them() -> None:
     with pytest.raises(ValueError, match=r"another training\.ema"):
         prepared(Regression()).load(prepared(Regression(), ema=False).state())

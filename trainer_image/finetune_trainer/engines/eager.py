@@ -52,9 +52,11 @@ class EagerEngine:
         rate = rate_in_use(self._optimizer)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self._constrain()
+        self._constrain(self._parameters)
         if self._average is not None:
             self._average.update()
+            # a mean of what keeps to a rule need not: that of vectors of one length is shorter
+            self._constrain(self._average.weights)
         return StepResult(total, norm, rate)
 
     def state(self) -> EngineState:
@@ -91,11 +93,11 @@ class EagerEngine:
                 parameter.copy_(weights[name])
 
     @torch.no_grad()
-    def _constrain(self) -> None:
+    def _constrain(self, values: Mapping[str, Tensor]) -> None:
         for group in self._groups:
             if group.constraint is not None:
-                for parameter in group.parameters.values():
-                    group.constraint(parameter)
+                for name in group.parameters:
+                    group.constraint(values[name])
 
     def _gradients(self, batches: Sequence[Batch]) -> Tensor:
         """Adds the step's gradient to the parameters; returns its loss."""

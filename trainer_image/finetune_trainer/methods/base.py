@@ -23,8 +23,8 @@ class ParameterGroup:
     """None: the training's."""
     weight_decay: float | None = None
     """None: the optimizer's."""
-    constraint: Callable[[nn.Parameter], None] | None = None
-    """Applied to each parameter in place, without gradients, after each optimizer step."""
+    constraint: Callable[[Tensor], None] | None = None
+    """Applied in place, without gradients, after each optimizer step: to each parameter, and to its average."""
 
 
 @dataclass(frozen=True)

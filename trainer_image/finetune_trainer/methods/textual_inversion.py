@@ -119,7 +119,7 @@ def usual_length(family: Family, name: str) -> float:
     return float(family.vocabulary(name).float().norm(dim=1).mean())
 
 
-def keep_length(length: float, rows: nn.Parameter) -> None:
+def keep_length(length: float, rows: Tensor) -> None:
     """Scales each row to `length`, in place.
 
     Vectors that grow steal the attention of the other words of a prompt, which is how a Textual Inversion overfits:
