@@ -122,6 +122,49 @@ def test_a_duty_that_was_done_is_not_done_again(
     assert (other.asked, other.finished) == (then, [2, 4, 6, 7])
 
 
+class Clock:
+    """Stands in the place of the module `time`."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_a_duty_that_is_killed_costs_no_steps_that_were_to_be_saved(
+    tiny_sd: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint that is due comes before the duties of its step, which may take long."""
+    run = make_run(training={"steps": 5}, checkpoints={"everySeconds": 600})
+    clock = Clock()
+    monkeypatch.setattr("finetune_trainer.training.course.time", clock)
+
+    class Slow(Memory):
+        """Each step takes four minutes."""
+
+        def step(self, report: StepReport) -> None:
+            super().step(report)
+            clock.now += 240
+
+    def duty_of(family: Family) -> list[Scripted]:
+        def killed(step: int) -> None:
+            if step == 3:
+                raise PowerCut
+
+        return [Scripted(every=1, look=killed)]
+
+    first, then, duty = Slow(), Memory(), Scripted(every=1)
+    with pytest.raises(PowerCut):
+        train_once(run, tiny_sd, pictures, tmp_path, listener=first, duties_of=duty_of)
+    assert first.checkpoints == [3]
+    family, outcome = train_once(run, tiny_sd, pictures, tmp_path, listener=then, duties_of=lambda _: [duty])
+    assert (outcome.resumed_from_step, duty.asked, duty.finished) == (3, [3, 4, 5], [1, 2, 3, 4, 5])
+    again, whole = train_once(run, tiny_sd, pictures, tmp_path / "whole")
+    assert outcome.losses == whole.losses
+    assert exported(run, family, outcome, tmp_path) == exported(run, again, whole, tmp_path / "whole")
+
+
 @pytest.mark.parametrize("at", [4, 7])
 def test_a_duty_that_was_stopped_is_done_before_the_next_step(
     at: int, tiny_sd: Path, pictures: Path, tmp_path: Path

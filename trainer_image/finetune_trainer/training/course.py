@@ -95,6 +95,9 @@ class Course:
         of the weights when they are the best so far."""
         if not self._roster.is_due(self.step):
             return
+        # what is killed in the middle of a long duty loses no steps that should have been saved by then
+        if self._is_late:
+            self.save()
         self._module.eval()
         with self._engine.averaged():
             heard = self._roster.attend(self.step)
@@ -106,8 +109,7 @@ class Course:
     def save_on_time(self) -> None:
         """Saves when a checkpoint is due."""
         every = self._often.every_steps
-        late = time.monotonic() - self._saved_at >= self._often.every_seconds
-        if late or (every and self.step % every == 0):
+        if self._is_late or (every and self.step % every == 0):
             self.save()
 
     def save(self) -> None:
@@ -125,6 +127,10 @@ class Course:
         if saved:
             self.saved_step, self._unsaved = self.step, False
             self._listener.checkpoint(self.step, self._saved_at - began)
+
+    @property
+    def _is_late(self) -> bool:
+        return time.monotonic() - self._saved_at >= self._often.every_seconds
 
     def settle(self) -> None:
         """The training is over: leaves the best weights, or the averaged ones, in the module, for drawing and

@@ -3,8 +3,9 @@ bottom."""
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from finetune_trainer.engines import NonFiniteLoss, make_engine
 from finetune_trainer.families.base import Family
 from finetune_trainer.group.team import ALONE, Team
 from finetune_trainer.methods import Files, Method, NoFiles, make_methods, needs_of
+from finetune_trainer.sources.files import starting_uris
 from finetune_trainer.telemetry.listener import Listener, StepReport
 from finetune_trainer.training.course import Course
 from finetune_trainer.training.duties import Duty, Roster
@@ -98,7 +100,8 @@ def train(
             compute_twice(part)
     engine = make_engine(run.engine, family.device, team)
     engine.prepare(module, groups, spec, samples.step(0))
-    digests = {"model": family.digest, "classPictures": classes.digest, **samples.digests}
+    starts = _digests_of(starting_uris(run.method), files or NoFiles())
+    digests = {"model": family.digest, "classPictures": classes.digest, **samples.digests, **starts}
     roster = Roster(duties, team, total)
     course = Course(engine, module, roster, checkpoints, run.checkpoints, digests, listener, team)
 
@@ -153,6 +156,15 @@ def compute_twice(part: nn.Module) -> None:
         part.enable_gradient_checkpointing()
     else:
         part.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _digests_of(uris: Mapping[str, str], files: Files) -> dict[str, str]:
+    """SHA-256 of each file that a technique starts from, by the field that names it (`uris`: URI → field)."""
+    found = {}
+    for uri, field in uris.items():
+        with files.path(uri).open("rb") as file:
+            found[field] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def _placed(error: NonFiniteLoss, step: int, total: int) -> NonFiniteLoss:
