@@ -49,12 +49,17 @@ from pathlib import Path
 from finetune_api.base_model import BaseModelSpec
 from finetune_trainer.credentials import Credentials, Role
 from finetune_trainer.errors import RunError
-from finetune_trainer.sources import fetch_model
+from finetune_api.outputs import JudgementSpec
+from finetune_trainer.sources import fetch_encoder, fetch_model
 spec, token, cache = BaseModelSpec.model_validate_json(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+judgement = JudgementSpec(encoder_uri=sys.argv[4] or None)
 secret = spec.secret_ref.name if spec.secret_ref else None
 credentials = Credentials(Role.BASE_MODEL, secret, {"HF_TOKEN": token}, ambient=secret is None)
 try:
-    model = fetch_model(spec, credentials, cache, lambda done, total: None)
+    if judgement.encoder_uri is None:
+        model = fetch_model(spec, credentials, cache, lambda done, total: None)
+    else:
+        model = fetch_encoder(judgement, spec, credentials, cache, lambda done, total: None)
     print(json.dumps({"path": str(model.path), "revision": model.revision}))
 except RunError as error:
     print(json.dumps({"error": str(error), "code": error.exit_code}))
@@ -67,12 +72,13 @@ def server() -> Iterator[Hub]:
         yield running
 
 
-def fetch(server: Hub, cache: Path, token: str = "", **spec: object) -> dict[str, object]:
-    """A process of its own, since huggingface_hub reads HF_ENDPOINT when it is imported."""
+def fetch(server: Hub, cache: Path, token: str = "", encoder: str = "", **spec: object) -> dict[str, object]:
+    """A process of its own, since huggingface_hub reads HF_ENDPOINT when it is imported. Fetches the base model, or
+    the encoder beside it."""
     text = json.dumps({"uri": f"hf://{REPO}", **spec})
     environment = {**os.environ, "HF_ENDPOINT": server.endpoint, "HF_HOME": str(cache / "home"), "NO_PROXY": "*"}
     done = subprocess.run(
-        [sys.executable, "-c", FETCH, text, token, str(cache)],
+        [sys.executable, "-c", FETCH, text, token, str(cache), encoder],
         env=environment,
         capture_output=True,
         text=True,
@@ -105,6 +111,21 @@ def test_a_private_model_needs_the_token_of_its_secret(server: Hub, tmp_path: Pa
     assert refused == {
         "error": f"spec.baseModel.uri is hf://{REPO}, but the Hub shows no such model; correct the name, unless "
         "HF_TOKEN in spec.baseModel.secretRef.name hub may not read it",
+        "code": 78,
+    }
+
+
+def test_an_encoder_is_read_beside_a_base_model_whose_secret_is_for_a_store(server: Hub, tmp_path: Path) -> None:
+    """That Secret has keys for S3 and no HF_TOKEN; where it has one, it is used."""
+    server.files |= {"config.json": b"{}", "model.safetensors": b"encoder"}
+    beside = {"uri": "s3://models/sd", "secretRef": {"name": "store"}, "encoder": f"hf://{REPO}"}
+    folder = Path(str(fetch(server, tmp_path, **beside)["path"]))
+    assert (folder / "model.safetensors").read_bytes() == b"encoder"
+    server.private = True
+    assert fetch(server, tmp_path / "other", TOKEN, **beside)["revision"] == COMMIT
+    assert fetch(server, tmp_path / "third", **beside) == {
+        "error": f"spec.judgement.encoderUri is hf://{REPO}, but the Hub shows no such model; correct the name, unless "
+        "it is private: then name a Secret with HF_TOKEN",
         "code": 78,
     }
 

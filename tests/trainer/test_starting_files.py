@@ -1,5 +1,6 @@
 """What a run fetches beside the base model and the pictures: captions, files to start from, the encoder that judges."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ from finetune_api.methods import MethodSpec
 from finetune_api.outputs import JudgementSpec
 from finetune_trainer.credentials import Credentials, Role
 from finetune_trainer.errors import ConfigurationError, DataError
+from finetune_trainer.s3 import S3Location
 from finetune_trainer.sources import fetch_encoder, fetch_pictures
 from finetune_trainer.sources.files import fetch_files
 from finetune_trainer.sources.kinds import wanted_encoder_files, wanted_files
+from finetune_trainer.sources.s3 import RemoteFile, find_file
 from support.s3_server import S3Server
 
 
@@ -34,6 +37,27 @@ def test_files_to_start_from_come_from_the_output_and_from_this_machine(
     assert files.path(lora).read_bytes() == b"matrices"
     assert files.path(embedding).read_bytes() == b"rows"
     assert [path.name for path in (tmp_path / "cache").rglob("*.safetensors")] == ["a.safetensors"]
+
+
+def test_of_a_large_folder_only_the_file_itself_is_asked_for(
+    s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names that only begin like it are others; and one that is not there is not found in them."""
+    s3.put(bucket, {f"all/{name}": name.encode() for name in ("a", "a.safetensors", "a.safetensors.old", "b")})
+    location = s3.location(f"s3://{bucket}/all")
+    seen: list[str] = []
+    client = location.client()
+    client.meta.events.register(
+        "after-call.s3", lambda parsed, **_: seen.extend(item["Key"] for item in parsed.get("Contents", []))
+    )
+    monkeypatch.setattr(S3Location, "client", lambda self: client)
+    assert find_file(location, "a.safetensors") == RemoteFile(
+        "a.safetensors", 13, hashlib.md5(b"a.safetensors", usedforsecurity=False).hexdigest()
+    )
+    assert seen == ["all/a.safetensors"]
+    assert find_file(location, "a.safe") is None
+    assert find_file(location, "a.safetensors.older") is None
+    assert find_file(s3.location(f"s3://{bucket}"), "all/b") is not None
 
 
 @pytest.mark.parametrize(

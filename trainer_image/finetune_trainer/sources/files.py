@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from finetune_api.methods import MethodSpec, TokenSpec
 from finetune_api.storage import Storage
@@ -64,15 +64,15 @@ def _fetch(uri: str, field: str, credentials: Credentials, storage: Storage | No
             raise ConfigurationError(f"{field} is {uri}, but there is no such file; correct the path")
         return path
     from finetune_trainer.s3 import S3Location
-    from finetune_trainer.sources.s3 import download, list_files, listing_digest
+    from finetune_trainer.sources.s3 import download, find_file, listing_digest
 
     folder, _, name = uri.rpartition("/")
     location = S3Location.parse(folder, credentials, storage)
-    found = [file for file in list_files(location) if file.name == name]
-    if not found:
+    found = find_file(location, name)
+    if found is None:
         raise ConfigurationError(
             f"{field} is {uri}, but there is no such object, or {location.field}.secretRef may not read it; correct "
             "the key"
         )
-    digest = hashlib.sha256(listing_digest(found).encode()).hexdigest()[:32]
-    return download(location, found, cache / "files" / digest, lambda done, total: None) / PurePosixPath(name).name
+    digest = hashlib.sha256(listing_digest([found]).encode()).hexdigest()[:32]
+    return download(location, [found], cache / "files" / digest, lambda done, total: None) / name

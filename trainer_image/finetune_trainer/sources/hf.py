@@ -21,7 +21,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from finetune_trainer.credentials import Credentials
 from finetune_trainer.errors import ConfigurationError, DataError, RunError
-from finetune_trainer.sources.kinds import ModelKind
+from finetune_trainer.sources.kinds import ENCODER, ModelKind
 
 DOWNLOADS = 4
 
@@ -42,7 +42,8 @@ def fetch_from_hub(
     """
     disable_progress_bars()
     repo = spec.uri.removeprefix("hf://")
-    if credentials.secret_name is not None:
+    if credentials.secret_name is not None and kind is not ENCODER:
+        # an encoder is read with the base model's Secret, which may be that of an S3 store
         credentials.require("HF_TOKEN")
     # None lets the library look for the token of `hf auth login`; False is none at all
     token = credentials.values.get("HF_TOKEN") or (None if credentials.ambient else False)
@@ -71,7 +72,8 @@ def fetch_from_hub(
 
 @contextmanager
 def _errors_explained(kind: ModelKind, spec: BaseModelSpec, credentials: Credentials) -> Iterator[None]:
-    where = f"spec.baseModel.secretRef.name {credentials.secret_name}" if credentials.secret_name else None
+    has_token = credentials.secret_name is not None and credentials.values.get("HF_TOKEN")
+    where = f"spec.baseModel.secretRef.name {credentials.secret_name}" if has_token else None
     try:
         yield
     except GatedRepoError as error:

@@ -55,6 +55,24 @@ def list_files(location: S3Location) -> list[RemoteFile]:
     return sorted(files, key=lambda file: file.name)
 
 
+def find_file(location: S3Location, name: str) -> RemoteFile | None:
+    """The object `name` below the prefix, None where there is none. Its neighbours are not listed, however many.
+
+    Raises:
+        ConfigurationError: no bucket or no access.
+    """
+    client, key = location.client(), location.prefix + name
+
+    def items(life: Life) -> list[dict[str, Any]]:
+        with location.errors_explained():
+            # of all keys that begin so, the key itself comes first
+            page = client.list_objects_v2(Bucket=location.bucket, Prefix=key, MaxKeys=1)
+            return list(page.get("Contents", []))
+
+    found = [item for item in patiently(items) if item["Key"] == key]
+    return RemoteFile(name, found[0]["Size"], found[0]["ETag"].strip('"')) if found else None
+
+
 def listing_digest(files: Sequence[RemoteFile]) -> str:
     """ "s3-etags:…", a digest of names, sizes and ETags: the same listing is the same content."""
     text = "".join(f"{file.etag} {file.size} {file.name}\n" for file in files)
