@@ -18,6 +18,7 @@ from finetune_trainer.exports.diffusers_lora import HEADER
 from finetune_trainer.exports.kohya import kohya_name, magnitude_of
 from finetune_trainer.exports.tensors import read_tensors
 from finetune_trainer.families.base import Family
+from finetune_trainer.methods.adapter_fit import divisor, size_of
 from finetune_trainer.methods.base import AdapterWeights
 
 # endings of keys in each naming → what the tensor is
@@ -139,8 +140,8 @@ def _layer(
     rank = len(down) if down.dim() else 0
     if rank == 0 or down.numel() != rank * math.prod(inputs) or up.shape[:2] != (out, rank) or up.numel() != out * rank:
         raise DataError(
-            f"{path.name}: {part}.{module} is {_size(up)} by {_size(down)}, which does not fit the model's "
-            f"{_size(weight)}; give a LoRA made for this model"
+            f"{path.name}: {part}.{module} is {size_of(up.shape)} by {size_of(down.shape)}, which does not fit the "
+            f"model's {size_of(weight.shape)}; give a LoRA made for this model"
         )
     # linear layers of one program are 1 × 1 convolutions of another
     down, up = down.reshape(rank, *inputs), up.reshape(out, rank, *[1] * (len(inputs) - 1))
@@ -151,8 +152,8 @@ def _layer(
         scale = parts["dora"]
         if scale.shape[:1] != (out,) or scale.numel() != out:
             raise DataError(
-                f"{path.name}: dora_scale of {part}.{module} is {_size(scale)}, which is not one number for each of "
-                f"{out} outputs; other kinds of DoRA cannot be read: train it with PEFT, Diffusers or this trainer"
+                f"{path.name}: dora_scale of {part}.{module} is {size_of(scale.shape)}, which is not one number for each "
+                f"of {out} outputs; other kinds of DoRA cannot be read: train it with PEFT, Diffusers or this trainer"
             )
         return _with_magnitude(path, module, layer, magnitude_of(scale, layer, weight).cpu())
     return layer
@@ -178,7 +179,7 @@ def _scale(path: Path, module: str, parts: Mapping[str, Tensor], config: Mapping
         given = pattern.get(module, given)
     if not isinstance(given, int | float):
         raise DataError(f"{path.name}: lora_alpha in its header is {given!r}, no number; fetch the file anew")
-    return float(given) / (rank**0.5 if config.get("use_rslora") else rank)
+    return float(given) / divisor(rank, bool(config.get("use_rslora")))
 
 
 def _configs(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, object]]:
@@ -200,7 +201,7 @@ def _config(layers: Mapping[str, Layer], header: Mapping[str, object]) -> dict[s
     """r and lora_alpha of the first layer; those of layers that differ stand in patterns, as in PEFT."""
     stabilised = bool(header.get("use_rslora"))
     ranks = {module: layer.rank for module, layer in layers.items()}
-    alphas = {module: layer.scale * (layer.rank**0.5 if stabilised else layer.rank) for module, layer in layers.items()}
+    alphas = {module: layer.scale * divisor(layer.rank, stabilised) for module, layer in layers.items()}
     rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
     config: dict[str, object] = {
         "r": rank,
@@ -215,7 +216,3 @@ def _config(layers: Mapping[str, Layer], header: Mapping[str, object]) -> dict[s
     if len(set(alphas.values())) > 1:
         config["alpha_pattern"] = {module: value for module, value in alphas.items() if value != alpha}
     return config
-
-
-def _size(tensor: Tensor) -> str:
-    return " × ".join(str(side) for side in tensor.shape) or "a single number"

@@ -18,6 +18,7 @@ from finetune_trainer.exports.hypernetworks import HEADER as HYPERNETWORK
 from finetune_trainer.exports.tensors import read_tensors
 from finetune_trainer.exports.words import HEADER as PLACEHOLDER
 from finetune_trainer.exports.words import XL_KEYS
+from finetune_trainer.methods.adapter_fit import size_of
 from finetune_trainer.methods.base import Hypernetwork
 
 __all__ = ["read_adapter", "read_hypernetwork", "read_words"]
@@ -90,8 +91,8 @@ def _rows(path: Path, key: str, tensor: Tensor) -> Tensor:
     rows = tensor.detach().unsqueeze(0) if tensor.dim() == 1 else tensor.detach()
     if rows.dim() != 2 or 0 in rows.shape or not rows.is_floating_point() or not bool(torch.isfinite(rows).all()):
         raise DataError(
-            f"{path.name} has at {key} {rows.dtype} of {' × '.join(map(str, tensor.shape))}; an embedding is finite "
-            "numbers, vectors × width: give another file"
+            f"{path.name} has at {key} {rows.dtype} of {size_of(tensor.shape)}; an embedding is finite numbers, "
+            "vectors × width: give another file"
         )
     return rows.float()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import cast
 
 from finetune_trainer.errors import DataError
@@ -24,8 +24,12 @@ def scale_of(config: Mapping[str, object], key: str = "") -> float:
     module = _layer(key)
     alpha = cast(Mapping[str, float], config.get("alpha_pattern") or {}).get(module, config["lora_alpha"])
     rank = cast(Mapping[str, float], config.get("rank_pattern") or {}).get(module, config["r"])
-    below = float(cast(float, rank))
-    return float(cast(float, alpha)) / (math.sqrt(below) if config.get("use_rslora") else below)
+    return float(cast(float, alpha)) / divisor(cast(int, rank), bool(config.get("use_rslora")))
+
+
+def divisor(rank: int, stabilised: bool) -> float:
+    """What alpha is divided by: the rank, or its root with the rank-stabilised scale."""
+    return math.sqrt(rank) if stabilised else float(rank)
 
 
 def check_fits(given: AdapterWeights, source: str, own: AdapterWeights) -> None:
@@ -83,7 +87,7 @@ def _check_shape(part: str, key: str, given: tuple[int, ...], own: tuple[int, ..
             f"set rank: {given[side]}"
         )
     raise DataError(
-        f"{source} belongs to another model: {part}.{key} is {_size(given)} there and {_size(own)} here; "
+        f"{source} belongs to another model: {part}.{key} is {size_of(given)} there and {size_of(own)} here; "
         "give a file made with a model of this kind"
     )
 
@@ -96,5 +100,6 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more layers" if len(names) > SHOWN else "")
 
 
-def _size(shape: tuple[int, ...]) -> str:
-    return " × ".join(str(side) for side in shape)
+def size_of(shape: Iterable[int]) -> str:
+    """A tensor's shape for people."""
+    return " × ".join(str(side) for side in shape) or "a single number"
