@@ -153,7 +153,8 @@ def _layer(
         if scale.shape[:1] != (out,) or scale.numel() != out:
             raise DataError(
                 f"{path.name}: dora_scale of {part}.{module} is {size_of(scale.shape)}, which is not one number for "
-                f"each of {out} outputs; other kinds of DoRA cannot be read: train it with PEFT, Diffusers or this trainer"
+                f"each of {out} outputs; other kinds of DoRA cannot be read: train it with PEFT, Diffusers or this "
+                "trainer"
             )
         return _with_magnitude(path, module, layer, magnitude_of(scale, layer, weight).cpu())
     return layer
