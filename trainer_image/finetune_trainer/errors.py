@@ -6,6 +6,8 @@ status of the FineTuneJob through the termination message.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 from finetune_api import ExitCode
@@ -39,3 +41,23 @@ class PeerLost(RunError):
     """Another process of the group is gone (exit 76). The group goes on from its checkpoint."""
 
     exit_code = ExitCode.PEER_LOST
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says, for a message of ours: its first line, at most 300 characters; else the error's name."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+@contextmanager
+def unreadable(what: str, remedy: str) -> Iterator[None]:
+    """Turns whatever a library raises about a broken file into a DataError, for libraries that raise whatever they met.
+
+    Args:
+        what: field and file, as it begins the message.
+        remedy: as it ends the message.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise DataError(f"{what} cannot be read: {first_line(error)}; {remedy}") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from finetune_trainer.credentials import Role
+from finetune_trainer.errors import ConfigurationError
 
 MOUNTS = Path("/mnt/finetune")
 
@@ -31,3 +32,13 @@ def shown(uri: str) -> str:
         return uri
     path = Path(uri.removeprefix("file://"))
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def make_out(given: object, path: Path) -> None:
+    """Makes the folder `path` of --out, which the user called `given`. Raises ConfigurationError when it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"--out is {given}, but {path} cannot be made ({error.strerror}); choose a folder that you may write"
+        ) from error

@@ -22,7 +22,7 @@ from finetune_trainer.comparison.table import conditions, markdown, size, summar
 from finetune_trainer.comparison.trials import Trial, plan_trials
 from finetune_trainer.errors import ConfigurationError, DataError, Interrupted, RunError
 from finetune_trainer.local_run import load_runs
-from finetune_trainer.paths import shown
+from finetune_trainer.paths import make_out, shown
 from finetune_trainer.settings import Settings
 from finetune_trainer.signals import Stop, stop_signals
 
@@ -81,12 +81,7 @@ def compare(wishes: Wishes, settings: Settings) -> None:
     """
     folder = wishes.out.expanduser().absolute()
     trials = plan_trials(load_runs(wishes.file), wishes.seeds, wishes.only, folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(
-            f"--out is {wishes.out}, but {folder} cannot be made ({error.strerror}); choose a folder that you may write"
-        ) from error
+    make_out(wishes.out, folder)
     console = Console(soft_wrap=True, highlight=False)
     stop, process = Stop(), Process()
 

@@ -12,8 +12,8 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 
 from finetune_trainer.exports.words import Words
 from finetune_trainer.families.base import Family
+from finetune_trainer.families.loading import tokenizer_of
 
-TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 WHOLE = "1TB"
 """One file for each part: Diffusers would cut what is over 10 GB in shards, and SDXL's UNet in float32 is 10.27 GB."""
 
@@ -30,7 +30,8 @@ def write_pipeline(family: Family, parts: Mapping[str, nn.Module], words: Words,
     tokenizers: dict[str, PreTrainedTokenizerBase] = {}
     if words:
         for part in family.text_encoders:
-            tokenizers[TOKENIZERS[part]] = tokenizer = copy.deepcopy(getattr(pipeline, TOKENIZERS[part]))
+            name = tokenizer_of(part)
+            tokenizers[name] = tokenizer = copy.deepcopy(getattr(pipeline, name))
             add_words(tokenizer, parts[part], {word: vectors[part] for word, vectors in words.items()})
     pipeline.register_modules(**parts, **tokenizers)
     pipeline.save_pretrained(folder, safe_serialization=True, max_shard_size=WHOLE)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from finetune_trainer.errors import DataError
+from finetune_trainer.errors import DataError, first_line
 from finetune_trainer.exports.adapter_files import read_adapter
 from finetune_trainer.exports.hypernetworks import HEADER as HYPERNETWORK
 from finetune_trainer.exports.tensors import read_tensors
@@ -72,7 +72,7 @@ def _unpickled(path: Path) -> tuple[dict[str, Tensor], str | None]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make the unpickler stumble in too many ways to name
         raise DataError(
-            f"{path.name} cannot be read as an embedding ({_first_line(error)}); it is damaged, or holds more than "
+            f"{path.name} cannot be read as an embedding ({first_line(error)}); it is damaged, or holds more than "
             "tensors and may run code: give a .safetensors file"
         ) from error
     if not isinstance(content, Mapping):
@@ -114,12 +114,7 @@ def read_hypernetwork(path: Path) -> Hypernetwork:
             raise ValueError("the settings in its header are no object")
     except (KeyError, ValueError) as error:
         raise DataError(
-            f"{path.name} is no hypernetwork of this trainer ({_first_line(error)}); give the .safetensors that stands "
+            f"{path.name} is no hypernetwork of this trainer ({first_line(error)}); give the .safetensors that stands "
             "beside the .pt"
         ) from error
     return Hypernetwork(layers, settings)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

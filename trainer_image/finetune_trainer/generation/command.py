@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from finetune_trainer.credentials import Role
-from finetune_trainer.errors import ConfigurationError, Interrupted
+from finetune_trainer.errors import Interrupted
 from finetune_trainer.generation.prompts import gather
 from finetune_trainer.generation.record import RECORD, Source, record
 from finetune_trainer.generation.sources import Fetched, as_uri, fetch_source, open_place
-from finetune_trainer.paths import local_path, shown
+from finetune_trainer.paths import local_path, make_out, shown
 from finetune_trainer.publish.store import Store
 from finetune_trainer.settings import Settings
 from finetune_trainer.signals import Stop, stop_signals
@@ -125,12 +125,7 @@ def _open_output(place: str, settings: Settings) -> Store:
     uri = as_uri(place)
     path = local_path(uri, Role.OUTPUT)
     if path is not None:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigurationError(
-                f"--out is {place}, but {path} cannot be made ({error.strerror}); choose a folder that you may write"
-            ) from error
+        make_out(place, path)
     return open_place(uri, settings)
 
 

@@ -10,14 +10,13 @@ from pathlib import Path
 from finetune_api.outputs import SamplesSpec
 
 from finetune_trainer.errors import Interrupted
+from finetune_trainer.evaluation.drawing import BATCH
 from finetune_trainer.families.base import Family
 from finetune_trainer.generation.drawing import draw_missing, recipe_of
 from finetune_trainer.generation.plan import plan
 from finetune_trainer.generation.record import Source, record
 from finetune_trainer.publish.file_store import FileStore
 from finetune_trainer.telemetry.listener import Listener
-
-BATCH = 8
 
 
 def draw_samples(
