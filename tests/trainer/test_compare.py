@@ -94,6 +94,12 @@ def test_a_training_that_fails_says_why_and_with_which_code(jobs: Path, pictures
     assert (code, "textualInvention" in errors) == (78, True)
 
 
+def test_a_folder_that_cannot_be_made(jobs: Path) -> None:
+    code, _, errors = compare("--out", "jobs.yaml/below")
+    assert (code, "--out is jobs.yaml/below, but" in errors) == (78, True), errors
+    assert "choose a folder that you may write" in errors
+
+
 def test_a_signal_reaches_the_training_and_nothing_outlives_the_command(tmp_path: Path) -> None:
     process, log = Process(), tmp_path / "log"
     command = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
