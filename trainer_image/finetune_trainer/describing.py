@@ -10,6 +10,7 @@ from finetune_api.methods import TokenSpec
 from finetune_api.resolve import prior_of
 
 from finetune_trainer.data.pictures import PictureSet
+from finetune_trainer.training.loss import MIN_SNR_GAMMA
 
 if TYPE_CHECKING:
     from finetune_trainer.run import Inputs
@@ -96,7 +97,7 @@ def _words(tokens: tuple[TokenSpec, ...]) -> str:
 
 def _loss(run: TrainingRun) -> str:
     loss = run.training.loss
-    gamma = 5.0 if loss.min_snr_gamma is None else loss.min_snr_gamma
+    gamma = MIN_SNR_GAMMA if loss.min_snr_gamma is None else loss.min_snr_gamma
     words = {"None": "mean squared error", "MinSnr": f"min-SNR, gamma {gamma:g}", "Debiased": "debiased"}
     offset = f", noise offset {loss.noise_offset:g}" if loss.noise_offset else ""
     return words[loss.weighting] + offset
