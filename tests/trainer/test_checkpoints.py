@@ -29,7 +29,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 def state(step: int, numbers: int = 64) -> TrainingState:
     tensor = torch.full((numbers,), float(step))
-    return TrainingState(step, EngineState({"weight": tensor}, {"weight/exp_avg": tensor}), (0.5,) * step, {})
+    engine = EngineState({"weight": tensor}, {"weight/exp_avg": tensor})
+    return TrainingState(step, engine, (0.5,) * step, (0.1,) * step, {})
 
 
 def checkpoints(store: Store, folder: Path, attempt: str, keep: int = 2) -> Checkpoints:
@@ -51,6 +52,7 @@ def test_all_of_a_state_comes_back(store: Store, tmp_path: Path) -> None:
         7,
         EngineState(weights, optimizer, AverageState(average, 5)),
         (0.5, 0.25),
+        (1e-4, 2e-4),
         {"model": "m"},
         duties,
         Best(6, best),
@@ -62,7 +64,8 @@ def test_all_of_a_state_comes_back(store: Store, tmp_path: Path) -> None:
     assert found is not None
     step, back = found
     assert step == back.step == 7
-    assert (back.losses, back.digests, back.duties, back.ended) == ((0.5, 0.25), {"model": "m"}, duties, True)
+    assert (back.losses, back.learning_rates) == ((0.5, 0.25), (1e-4, 2e-4))
+    assert (back.digests, back.duties, back.ended) == ({"model": "m"}, duties, True)
     assert back.best is not None
     assert back.engine.average is not None
     assert (back.best.step, back.engine.average.updates) == (6, 5)

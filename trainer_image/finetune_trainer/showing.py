@@ -16,7 +16,6 @@ from finetune_trainer.evaluation.found import Pictures
 from finetune_trainer.evaluation.report import ReportData, attempt_rows, render_report
 from finetune_trainer.publish.journal import Journal
 from finetune_trainer.training.loop import TrainOutcome
-from finetune_trainer.training.schedule import learning_rate_factor
 
 if TYPE_CHECKING:
     from finetune_trainer.run import Inputs
@@ -55,20 +54,12 @@ def show_results(
         losses=outcome.losses,
         settings=settings_of(run, outcome.total_steps),
         provenance=provenance_of(run, digest, inputs, pictures, device) | {"Attempts": journal.summary()},
-        learning_rates=_learning_rates(run, outcome),
+        learning_rates=outcome.learning_rates,
         dataset=outcome.data.rows(),
         attempts=attempt_rows(journal.attempts()),
     )
     (folder / "report.html").write_text(render_report(report), "utf-8")
     (folder / "data_report.json").write_text(outcome.data.to_json(), "utf-8")
-
-
-def _learning_rates(run: TrainingRun, outcome: TrainOutcome) -> list[float]:
-    training = run.training
-    return [
-        training.learning_rate * learning_rate_factor(training.scheduler, step, outcome.total_steps)
-        for step in range(len(outcome.losses))
-    ]
 
 
 def _save_pictures(

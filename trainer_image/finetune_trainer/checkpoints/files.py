@@ -15,7 +15,7 @@ from torch import Tensor
 from finetune_trainer.engines.average import AverageState
 from finetune_trainer.engines.base import EngineState
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 AVERAGE, BEST = "average.safetensors", "best.safetensors"
@@ -44,6 +44,8 @@ class TrainingState:
     engine: EngineState
     losses: tuple[float, ...]
     """Loss of each step so far."""
+    learning_rates: tuple[float, ...]
+    """Of each step so far."""
     digests: dict[str, str]
     """What it was trained on. A training on other things must not go on from here."""
     duties: tuple[dict[str, Any], ...] = ()
@@ -76,6 +78,7 @@ def write_checkpoint(folder: Path, state: TrainingState, run_digest: str, attemp
     rest = {
         "step": state.step,
         "losses": state.losses,
+        "learningRates": state.learning_rates,
         "digests": state.digests,
         "duties": state.duties,
         "ended": state.ended,
@@ -120,8 +123,8 @@ def read_checkpoint(folder: Path, run_digest: str) -> TrainingState:
     if BEST in manifest["files"]:
         best = Best(rest["bestStep"], load_file(folder / BEST))
     engine = EngineState(load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER), average)
-    losses, duties = tuple(rest["losses"]), tuple(rest["duties"])
-    return TrainingState(rest["step"], engine, losses, rest["digests"], duties, best, rest["ended"])
+    losses, rates, duties = tuple(rest["losses"]), tuple(rest["learningRates"]), tuple(rest["duties"])
+    return TrainingState(rest["step"], engine, losses, rates, rest["digests"], duties, best, rest["ended"])
 
 
 def _sha256(path: Path) -> str:

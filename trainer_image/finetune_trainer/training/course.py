@@ -43,6 +43,8 @@ class Course:
         self._checkpoints, self._often, self._digests, self._listener = checkpoints, often, digests, listener
         self.losses: list[float] = []
         """Of each step from the first one on, earlier attempts included."""
+        self.learning_rates: list[float] = []
+        """As losses; an optimizer may find them out itself, and so no function of the step gives them."""
         self.best: Best | None = None
         """Its weights are rank 0's alone; the others have none."""
         self.ended = False
@@ -73,11 +75,11 @@ class Course:
         told = None
         if found is not None:
             best = None if found.best is None else Best(found.best.step, {})
-            told = (list(found.losses), best, found.ended)
+            told = (list(found.losses), list(found.learning_rates), best, found.ended)
         told = self._team.share(told)
         if told is None:
             return None
-        self.losses, self.best, self.ended = told
+        self.losses, self.learning_rates, self.best, self.ended = told
         self._engine.load(found.engine if found is not None else None)
         self._roster.load(found.duties if found is not None else ())
         if found is not None:
@@ -85,9 +87,10 @@ class Course:
         self.saved_step, self._saved_at = self.step, time.monotonic()
         return self.step
 
-    def advance(self, loss: float) -> None:
+    def advance(self, loss: float, learning_rate: float) -> None:
         """One more step is done."""
         self.losses.append(loss)
+        self.learning_rates.append(learning_rate)
         self._unsaved = True
 
     def attend(self) -> None:
@@ -120,7 +123,14 @@ class Course:
         began = time.monotonic()
         duties = tuple(self._roster.state())
         state = TrainingState(
-            self.step, self._engine.state(), tuple(self.losses), self._digests, duties, self.best, self.ended
+            self.step,
+            self._engine.state(),
+            tuple(self.losses),
+            tuple(self.learning_rates),
+            self._digests,
+            duties,
+            self.best,
+            self.ended,
         )
         saved = _save(self._checkpoints, state, self._listener)
         self._saved_at = time.monotonic()

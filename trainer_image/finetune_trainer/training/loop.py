@@ -39,6 +39,8 @@ class TrainOutcome:
     interrupted: bool
     losses: tuple[float, ...]
     """Of each step from the first one on, earlier attempts included."""
+    learning_rates: tuple[float, ...]
+    """As losses: what the update of each step was multiplied by, with what the optimizer found out itself."""
     methods: tuple[Method, ...]
     resumed_from_step: int | None
     saved_step: int
@@ -116,7 +118,7 @@ def train(
             result = engine.step(samples.step(course.step), factor)
         except NonFiniteLoss as error:
             raise _placed(error, course.step, total) from error
-        course.advance(float(result.loss))
+        course.advance(float(result.loss), result.learning_rate)
         listener.step(
             StepReport(
                 step=course.step,
@@ -141,6 +143,7 @@ def train(
         course.loss,
         interrupted,
         tuple(course.losses),
+        tuple(course.learning_rates),
         methods,
         resumed_from,
         course.saved_step,
