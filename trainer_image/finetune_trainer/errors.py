@@ -59,5 +59,7 @@ def unreadable(what: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
+    except RunError:
+        raise
     except Exception as error:
         raise DataError(f"{what} cannot be read: {first_line(error)}; {remedy}") from error
