@@ -38,7 +38,7 @@ class CutCaption:
 
 @dataclass(frozen=True)
 class DataReport:
-    """Nothing in it stops a training."""
+    """Nothing in it stops a training. Pictures that are held out count in `held_out` and `alike` alone."""
 
     pictures: int
     samples_per_epoch: int
@@ -58,6 +58,8 @@ class DataReport:
     """Pictures that count everywhere, for no part of them is transparent."""
     unseen: tuple[str, ...]
     """Pictures with a crop that shows nothing of what their mask shows: it teaches nothing."""
+    held_out: tuple[str, ...]
+    """Pictures that are not trained on, but tell how the loss is on what was never shown."""
     passed_over: dict[str, int]
     """Files that are neither pictures nor captions nor masks, by how their names end."""
 
@@ -70,6 +72,7 @@ class DataReport:
         rows.append(("Pictures by shape (width × height)", shapes))
         rows.append(("Captions", f"{self.captions}, read in {self.text_windows} × 75 tokens"))
         told = (
+            ("Held out of the training, for the validation loss", listed(self.held_out)),
             ("Smaller than they are trained", listed(self.enlarged)),
             ("Look alike", "; ".join(" and ".join(group) for group in self.alike[:10])),
             ("Captions cut", "; ".join(f"“{cut.caption}” after “{_end(cut.kept)}”" for cut in self.cut[:10])),
@@ -103,26 +106,29 @@ def look_at(
 
     Args:
         latents: of the user's pictures; nothing is encoded.
-        items: of a pass, those that are repeated more than once.
+        items: of a pass, those that are repeated more than once. A picture that has none is held out.
         shapes: of each item of the latents.
         windows: of tokens that are read of each caption.
         windows_of: how many a caption fills.
     """
     names = [_name(index, pictures) for index in range(len(pictures))]
-    all_items = range(len(latents))
+    crops = sorted(set(items))
+    trained = {latents.picture_of(item) for item in crops}
     by_shape = Counter(shapes[item] for item in items)
-    pictures_of = Counter(shape for shape, _ in {(shapes[i], latents.picture_of(i)) for i in all_items})
-    enlarged = {latents.picture_of(i) for i in all_items if latents.frame(i, shapes[i]).enlarges}
+    pictures_of = Counter(shape for shape, _ in {(shapes[i], latents.picture_of(i)) for i in crops})
+    enlarged = {latents.picture_of(i) for i in crops if latents.frame(i, shapes[i]).enlarges}
     unseen = {
         latents.picture_of(i)
-        for i in all_items
+        for i in crops
         if (mask := latents.mask(i, shapes[i])) is not None and not bool(mask.any())
     }
-    texts = captions.all()
+    texts = Captions(tuple(captions.choices[index] for index in sorted(trained))).all()
+    held_out = [index for index in range(len(pictures)) if index not in trained]
+    trained_files = {pictures.pictures[index].path.name for index in trained}
     cut = [text for text in texts if windows_of(text) > windows]
     alike = near_duplicates.groups([picture.fingerprint for picture in pictures.pictures])
     return DataReport(
-        pictures=len(pictures),
+        pictures=len(trained),
         samples_per_epoch=len(items),
         class_pictures=class_pictures,
         captions=len(texts),
@@ -134,8 +140,9 @@ def look_at(
         enlarged=tuple(names[index] for index in sorted(enlarged)),
         alike=tuple(tuple(names[index] for index in group) for group in alike),
         cut=tuple(CutCaption(text, kept_part(text, windows, windows_of)) for text in cut),
-        opaque=tuple(opaque),
+        opaque=tuple(name for name in opaque if name in trained_files),
         unseen=tuple(names[index] for index in sorted(unseen)),
+        held_out=tuple(names[index] for index in held_out),
         passed_over=_passed_over(pictures),
     )
 
