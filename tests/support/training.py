@@ -11,10 +11,11 @@ from finetune_api import FineTuneJobSpec, RunIdentity, TrainingRun, resolve
 from finetune_api.resolve import prior_of
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.data.class_images import ensure_class_images
+from finetune_trainer.data.dataset import Dataset, read_dataset
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.families import Family, load_family
 from finetune_trainer.group.team import ALONE, Team
-from finetune_trainer.methods import Method
+from finetune_trainer.methods import Method, make_methods
 from finetune_trainer.publish.store import Store
 from finetune_trainer.telemetry.listener import JudgementReport, StepReport
 from finetune_trainer.training.duties import Duty
@@ -90,6 +91,19 @@ def make_run(technique: str = "lora", prior: bool = False, **changes: dict[str, 
     return resolve(FineTuneJobSpec.model_validate(spec), None, identity)
 
 
+def dataset_of(run: TrainingRun, pictures: Path | PictureSet) -> Dataset:
+    """The pictures, or those of a folder, with the captions and masks that `run` asks for."""
+    found = pictures if isinstance(pictures, PictureSet) else PictureSet.open(pictures)
+    return read_dataset(found, run.dataset)
+
+
+@dataclass(frozen=True)
+class Trained(TrainOutcome):
+    """How a training ended, and what was trained."""
+
+    methods: tuple[Method, ...]
+
+
 def train_once(
     run: TrainingRun,
     model: Path,
@@ -102,9 +116,9 @@ def train_once(
     team: Team = ALONE,
     duties_of: Callable[[Family], Sequence[Duty]] = lambda family: (),
     methods: Sequence[Method] = (),
-) -> tuple[Family, TrainOutcome]:
+) -> tuple[Family, Trained]:
     """Everything that a pod does between fetching and exporting; `folder` plays its disk. `duties_of` gets the base
-    model before a technique is installed."""
+    model before a technique is installed; `methods` are given where a duty must know them too."""
     listener = listener or Memory()
     family = load_family(model, torch.device("cpu"))
     prior = prior_of(run.method)
@@ -114,10 +128,12 @@ def train_once(
         classes = ensure_class_images(family, prior, 0, resolution, folder / "cache", listener, lambda: False)
     checkpoints = Checkpoints(folder / "checkpoints", store, "checkpoints/", "run", attempt, run.checkpoints.keep)
     kept = checkpoints if team.leads else None
+    methods = tuple(methods or make_methods(run.method, run.training.seed))
     outcome = train(
         run,
         family,
-        PictureSet.open(pictures),
+        methods,
+        dataset_of(run, pictures),
         classes,
         folder / "cache",
         kept,
@@ -125,6 +141,5 @@ def train_once(
         should_stop,
         team,
         duties=duties_of(family),
-        methods=methods,
     )
-    return family, outcome
+    return family, Trained(**vars(outcome), methods=methods)

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from finetune_api import TrainingRun
 from finetune_trainer.data.draw import Purpose, choose, draw
 from finetune_trainer.data.framing import CENTRE, frame
-from finetune_trainer.data.pictures import PictureSet, to_pixels
+from finetune_trainer.data.pictures import to_pixels
 from finetune_trainer.data.samples import Batch
 from finetune_trainer.families import load_family
 from finetune_trainer.group.team import Alone
@@ -19,7 +19,7 @@ from finetune_trainer.training.making_samples import make_samples
 from finetune_trainer.training.step_module import StepModule
 from PIL import Image
 from support.tiny_sd import RESOLUTION, build_tiny_sd
-from support.training import PROMPT, make_pictures, make_run
+from support.training import PROMPT, dataset_of, make_pictures, make_run
 from transformers import CLIPTextModel, CLIPTokenizer
 
 SQUARE = (RESOLUTION, RESOLUTION)
@@ -62,10 +62,10 @@ def batches_of(run: TrainingRun, model: Path, folder: Path, size: int = 1) -> tu
     """The micro-batches of all processes of a step; the user's pictures are the class pictures too."""
     family = load_family(model, torch.device("cpu"))
     methods = make_methods(run.method, 0)
-    pictures = PictureSet.open(folder)
+    dataset = dataset_of(run, folder)
     batches: list[Batch] = []
     for rank in range(size):
-        batches += make_samples(run, family, methods, pictures, pictures, None, Seat(rank, size)).step(STEP)
+        batches += make_samples(run, family, methods, dataset, dataset.pictures, None, Seat(rank, size)).step(STEP)
     return StepModule(family, methods[0].needs, run.training.loss), batches
 
 

@@ -10,16 +10,15 @@ from finetune_api import TrainingRun
 from finetune_trainer.exports import export_weights
 from finetune_trainer.families import Family
 from finetune_trainer.telemetry.listener import StepReport
-from finetune_trainer.training.loop import TrainOutcome
 from support.duties import Scripted
-from support.training import Memory, make_run, train_once
+from support.training import Memory, Trained, make_run, train_once
 
 
 def run_of(**training: object) -> TrainingRun:
     return make_run(training={"steps": 7, "learningRate": 1e-2, **training}, checkpoints={"everySteps": 3})
 
 
-def exported(run: TrainingRun, family: Family, outcome: TrainOutcome, folder: Path) -> dict[str, bytes]:
+def exported(run: TrainingRun, family: Family, outcome: Trained, folder: Path) -> dict[str, bytes]:
     files = export_weights(run, family, [method.result() for method in outcome.methods], folder / "export")
     return {path.name: path.read_bytes() for path in files}
 

@@ -15,8 +15,7 @@ from finetune_trainer.families import Family
 from finetune_trainer.methods import make_methods
 from finetune_trainer.publish.file_store import FileStore
 from finetune_trainer.publish.on_the_way import Exports, exports_prefix
-from finetune_trainer.training.loop import TrainOutcome
-from support.training import Memory, make_run, train_once
+from support.training import Memory, Trained, make_run, train_once
 
 DIGEST = "d" * 64
 
@@ -33,7 +32,7 @@ def attempt(
     folder: Path,
     looks: int = 99,
     listener: Memory | None = None,
-) -> tuple[Family, TrainOutcome]:
+) -> tuple[Family, Trained]:
     """Named as its folder, with weights and checkpoints in `store`, stopped after so many looks."""
     exports, methods = Exports(store, "run-1", DIGEST, folder.name), make_methods(run.method, 0)
     heard, left = listener or Memory(), iter(range(looks))

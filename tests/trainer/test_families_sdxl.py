@@ -18,7 +18,7 @@ from finetune_trainer.training.making_samples import make_samples
 from finetune_trainer.training.step_module import StepModule
 from safetensors.torch import load_file
 from support.tiny_sdxl import POOLED, WIDTHS, build_tiny_sdxl
-from support.training import make_run
+from support.training import dataset_of, make_run
 
 CPU = torch.device("cpu")
 PROMPTS, NEGATIVES = ["a dog", "two cats"], ["blurry", "bad"]
@@ -165,7 +165,7 @@ def test_the_loss_is_that_of_diffusers_own_parts(
     methods = make_methods(run.method, 0)
     for each in methods:
         each.install(family, NoFiles())
-    (batch,) = make_samples(run, family, methods, folder, PictureSet.of([], "none"), None).step(0)
+    (batch,) = make_samples(run, family, methods, dataset_of(run, folder), PictureSet.of([], "none"), None).step(0)
     if technique == "textualInversion":
         batch = replace(batch, token_ids=family.tokenize(["a <new>"] * 2))
     module = StepModule(family, needs_of(methods), run.training.loss)

@@ -16,7 +16,7 @@ from finetune_trainer.families import Family, load_family
 from finetune_trainer.methods import make_methods
 from finetune_trainer.training.making_samples import make_samples
 from support.tiny_sdxl import build_tiny_sdxl
-from support.training import make_pictures, make_run
+from support.training import dataset_of, make_pictures, make_run
 
 CPU = torch.device("cpu")
 NONE = PictureSet.of([], "class pictures")
@@ -42,10 +42,11 @@ def test_pictures_that_are_held_out_are_never_trained_on(family: Family, tmp_pat
     pictures = PictureSet.open(make_pictures(tmp_path, 20))
     run = make_run(judgement={}, training={"batchSize": 3})
     methods = make_methods(run.method, run.training.seed)
-    samples = make_samples(run, family, methods, pictures, NONE, None)
+    samples = make_samples(run, family, methods, dataset_of(run, pictures), NONE, None)
     assert samples.samples_per_epoch == 18
     shown = {row.sum().item() for step in range(6) for row in samples.step(step)[0].moments.mean}
-    everything = make_samples(make_run(training={"batchSize": 4}), family, methods, pictures, NONE, None)
+    plain = make_run(training={"batchSize": 4})
+    everything = make_samples(plain, family, methods, dataset_of(plain, pictures), NONE, None)
     whole = [row.sum().item() for step in range(5) for row in everything.step(step)[0].moments.mean]
     assert len(set(whole)) == 20
     assert len(shown) == 18
@@ -54,7 +55,7 @@ def test_pictures_that_are_held_out_are_never_trained_on(family: Family, tmp_pat
 
 def test_the_loss_is_that_of_the_model_at_fixed_levels_and_noise(family: Family, pictures: Path) -> None:
     run, found = make_run(judgement={}), PictureSet.open(pictures)
-    figure = FixedNoiseLoss(run, family, found, NONE, wording_of(run.method))()["trainingLoss"]
+    figure = FixedNoiseLoss(run, family, dataset_of(run, found), NONE, wording_of(run.method))()["trainingLoss"]
     # by hand, for the second picture
     losses = []
     for picture, one in enumerate(found.pictures):
@@ -77,7 +78,7 @@ def test_sdxl_is_told_the_sizes_of_each_picture(
     """With its two text encoders and its size conditioning."""
     family = load_family(build_tiny_sdxl(tmp_path / "sdxl"), CPU)
     run = make_run(judgement={})
-    loss = FixedNoiseLoss(run, family, PictureSet.open(pictures), NONE, wording_of(run.method))
+    loss = FixedNoiseLoss(run, family, dataset_of(run, pictures), NONE, wording_of(run.method))
     figure = loss()["trainingLoss"]
     assert figure == loss()["trainingLoss"]
     assert 0.5 < figure.value < 2, "noise has a variance of 1, and random weights predict about nothing"
@@ -92,7 +93,7 @@ def test_sdxl_is_told_the_sizes_of_each_picture(
 def test_the_same_model_has_the_same_loss_and_another_another(family: Family, pictures: Path, tmp_path: Path) -> None:
     run = make_run(prior=True, judgement={})
     classes = PictureSet.open(make_pictures(tmp_path / "classes", 2))
-    loss = FixedNoiseLoss(run, family, PictureSet.open(pictures), classes, wording_of(run.method))
+    loss = FixedNoiseLoss(run, family, dataset_of(run, pictures), classes, wording_of(run.method))
     before = loss()
     assert set(before) == {"trainingLoss", "classLoss"}
     assert before == loss()
@@ -103,5 +104,6 @@ def test_the_same_model_has_the_same_loss_and_another_another(family: Family, pi
 
 def test_held_out_pictures_are_told_as_such(family: Family, tmp_path: Path) -> None:
     run = make_run(judgement={})
-    figures = FixedNoiseLoss(run, family, PictureSet.open(make_pictures(tmp_path, 20)), NONE, wording_of(run.method))()
+    dataset = dataset_of(run, make_pictures(tmp_path, 20))
+    figures = FixedNoiseLoss(run, family, dataset, NONE, wording_of(run.method))()
     assert {name: figure.n for name, figure in figures.items()} == {"validationLoss": 2}

@@ -23,7 +23,7 @@ from finetune_trainer.families import Family, load_family
 from finetune_trainer.sources.builtin import open_builtin
 from finetune_trainer.training.duties import Duty
 from support.tiny_encoders import build_tiny_clip, build_tiny_dino
-from support.training import Memory, make_pictures, make_run, train_once
+from support.training import Memory, dataset_of, make_pictures, make_run, train_once
 from typer.testing import CliRunner
 
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def train_judged(
     def duties_of(family: Family) -> Sequence[Duty]:
         encoder = load_encoder(dino, CPU)
         made.append(
-            Judging(run, family, encoder, PictureSet.open(pictures), NO_CLASSES, listener, should_stop, lambda: 0.0)
+            Judging(run, family, encoder, dataset_of(run, pictures), NO_CLASSES, listener, should_stop, lambda: 0.0)
         )
         return made[0].duties
 
@@ -186,7 +186,7 @@ def test_patience_ends_the_training(tiny_sd: Path, dino: Path, pictures: Path, t
 def test_without_an_encoder_pictures_are_drawn_and_nothing_is_judged(tiny_sd: Path, pictures: Path) -> None:
     run = make_run(validation={"imagesPerPrompt": 2, "inferenceSteps": 2, "everySteps": 2})
     judging = Judging(
-        run, load_family(tiny_sd, CPU), None, PictureSet.open(pictures), NO_CLASSES, Memory(), lambda: False
+        run, load_family(tiny_sd, CPU), None, dataset_of(run, pictures), NO_CLASSES, Memory(), lambda: False
     )
     (duty,) = judging.duties
     assert duty.every == 2
@@ -199,23 +199,30 @@ def test_without_an_encoder_pictures_are_drawn_and_nothing_is_judged(tiny_sd: Pa
     assert [len(row) for row in found.after] == [2]
 
 
-def test_pictures_that_are_held_out_are_named_and_compared_with_nobody(
-    tiny_sd: Path, dino: Path, tmp_path: Path
-) -> None:
+def test_pictures_that_are_held_out_are_compared_with_nobody(tiny_sd: Path, dino: Path, tmp_path: Path) -> None:
     pictures = PictureSet.open(make_pictures(tmp_path, 20))
     held = held_out(judged_run(), 20)
-    listener = Memory()
     judging = Judging(
-        judged_run(), load_family(tiny_sd, CPU), load_encoder(dino, CPU), pictures, NO_CLASSES, listener, lambda: False
+        judged_run(),
+        load_family(tiny_sd, CPU),
+        load_encoder(dino, CPU),
+        dataset_of(judged_run(), pictures),
+        NO_CLASSES,
+        Memory(),
+        lambda: False,
     )
-    (line,) = [message for message in listener.messages if message.startswith("Held out of the training")]
-    assert all(pictures.pictures[number].path.name in line for number in held)
     found = judging.finish(0).judgement
     assert found is not None
     trained = PictureSet(tuple(one for number, one in enumerate(pictures.pictures) if number not in held))
     alone = judged_run().model_copy(update={"judgement": JudgementSpec(images_per_prompt=4)})
     same = Judging(
-        alone, load_family(tiny_sd, CPU), load_encoder(dino, CPU), trained, NO_CLASSES, Memory(), lambda: False
+        alone,
+        load_family(tiny_sd, CPU),
+        load_encoder(dino, CPU),
+        dataset_of(alone, trained),
+        NO_CLASSES,
+        Memory(),
+        lambda: False,
     )
     by_hand = same.finish(0).judgement
     assert by_hand is not None
@@ -243,7 +250,7 @@ def test_tiny_shapes_knows_what_it_draws_and_has_not_learned_the_subject_yet() -
     )
     run = run.model_copy(update={"validation": run.validation.model_copy(update={"guidance_scale": 4.0})})
     family = load_family(open_builtin("builtin://tiny-shapes"), CPU)
-    encoder, pictures = encoder_of(run, None, family.folder, CPU), PictureSet.open(FIGURE)
+    encoder, pictures = encoder_of(run, None, family.folder, CPU), dataset_of(run, FIGURE)
     judging = Judging(run, family, encoder, pictures, NO_CLASSES, Memory(), lambda: False)
     found = judging.finish(0).judgement
     assert found is not None

@@ -8,9 +8,8 @@ import torch
 from finetune_api import TrainingRun
 from finetune_trainer.families import load_family
 from finetune_trainer.methods import NoFiles, WholeParts, make_methods
-from finetune_trainer.training.loop import TrainOutcome
 from support.method_cases import METHODS, run_of
-from support.training import make_run, train_once
+from support.training import Trained, make_run, train_once
 from torch import Tensor
 
 STEPS = 4
@@ -39,7 +38,7 @@ def tensors(value: object) -> list[Tensor]:
     return tensors(vars(value)) if hasattr(value, "__dataclass_fields__") else []
 
 
-def left_by(family: object, outcome: TrainOutcome) -> list[Tensor]:
+def left_by(family: object, outcome: Trained) -> list[Tensor]:
     """What is exported, however it is."""
     found = []
     for result in (method.result() for method in outcome.methods):

@@ -15,8 +15,7 @@ from finetune_trainer.families import Family
 from finetune_trainer.publish.file_store import FileStore
 from finetune_trainer.telemetry.board import Board
 from finetune_trainer.telemetry.listener import StepReport
-from finetune_trainer.training.loop import TrainOutcome
-from support.training import Memory, make_pictures, make_run, train_once
+from support.training import Memory, Trained, make_pictures, make_run, train_once
 
 STEPS = 9
 
@@ -53,7 +52,7 @@ def run_for(technique: str) -> TrainingRun:
     )
 
 
-def exported(run: TrainingRun, family: Family, outcome: TrainOutcome, folder: Path) -> dict[str, bytes]:
+def exported(run: TrainingRun, family: Family, outcome: Trained, folder: Path) -> dict[str, bytes]:
     files = export_weights(run, family, [method.result() for method in outcome.methods], folder / "export")
     return {path.relative_to(folder / "export").as_posix(): path.read_bytes() for path in files}
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from finetune_api import TrainingRun
 from finetune_trainer.checkpoints import Checkpoints
-from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.errors import RunError
 from finetune_trainer.families import load_family
 from finetune_trainer.group.team import ALONE, Alone, Team
+from finetune_trainer.methods import make_methods
 from finetune_trainer.training.loop import TrainOutcome, train
 from safetensors.torch import save_file
-from support.training import Memory, make_run
+from support.training import Memory, dataset_of, make_run
 
 T = TypeVar("T")
 URI = "s3://bucket/toy.safetensors"
@@ -48,10 +48,12 @@ def trained(
     file: Path, model: Path, pictures: Path, folder: Path, steps: int, listener: Memory, team: Team = ALONE
 ) -> TrainOutcome:
     calls = iter(range(steps))
+    run = run_for()
     return train(
-        run_for(),
+        run,
         load_family(model, torch.device("cpu")),
-        PictureSet.open(pictures),
+        make_methods(run.method, 0),
+        dataset_of(run, pictures),
         [],
         folder / "cache",
         Checkpoints(folder / "checkpoints", None, "", "run", "a", 2),

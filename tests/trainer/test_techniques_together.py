@@ -14,7 +14,7 @@ from finetune_trainer.families import load_family
 from finetune_trainer.methods import NoFiles, make_methods
 from finetune_trainer.sources.builtin import open_builtin
 from PIL import Image
-from support.training import make_run, train_once
+from support.training import dataset_of, make_run, train_once
 
 ROOT = Path(__file__).parents[2]
 # The script that makes the model is no part of the installed package.
@@ -51,7 +51,8 @@ def test_matrices_and_words_both_learn(unseen: PictureSet, tmp_path: Path) -> No
         for index in used:
             methods[index].load(results[index])
         classes = PictureSet.of([], "class pictures")
-        return FixedNoiseLoss(RUN, family, unseen, classes, wording_of(RUN.method))()["trainingLoss"].value
+        losses = FixedNoiseLoss(RUN, family, dataset_of(RUN, unseen), classes, wording_of(RUN.method))
+        return losses()["trainingLoss"].value
 
     base, matrices, words, both = loss(), loss(0), loss(1), loss(0, 1)
     # 0.442, 0.277, 0.400 and 0.277 when this was written

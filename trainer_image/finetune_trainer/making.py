@@ -91,14 +91,15 @@ def make(
 
     listener.stage("DrawingBefore")
     classes = PictureSet.of(class_pictures, "class pictures")
-    judging = Judging(run, family, encoder, dataset.pictures, classes, listener, should_stop)
+    judging = Judging(run, family, encoder, dataset, classes, listener, should_stop)
 
     team.meet(should_stop)
     team.share([path.read_bytes() for path in class_pictures])
     outcome = train(
         run,
         family,
-        dataset.pictures,
+        methods,
+        dataset,
         class_pictures,
         settings.cache(),
         _checkpoints(run, digest, work, store, settings, should_stop),
@@ -107,7 +108,6 @@ def make(
         team,
         inputs.files,
         [*judging.duties, *_on_the_way(run, digest, family, methods, work, store, settings, listener)],
-        methods,
     )
     if outcome.interrupted:
         raise Interrupted(
@@ -173,7 +173,8 @@ def help_making(
     outcome = train(
         run,
         prepared.family,
-        prepared.dataset.pictures,
+        prepared.methods,
+        prepared.dataset,
         class_pictures,
         settings.cache(),
         None,
@@ -181,7 +182,6 @@ def help_making(
         should_stop,
         team,
         inputs.files,
-        methods=prepared.methods,
     )
     if outcome.interrupted:
         raise Interrupted(f"stopped at step {outcome.step} of {outcome.total_steps}; rank 0 saves the state")

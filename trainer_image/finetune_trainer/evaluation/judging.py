@@ -12,7 +12,7 @@ import torch
 from finetune_api import TrainingRun
 from PIL import Image
 
-from finetune_trainer.data.caption_files import listed
+from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.data.held_out import held_out
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.errors import ConfigurationError, Interrupted
@@ -41,7 +41,7 @@ class Judging:
         run: TrainingRun,
         family: Family,
         encoder: Encoder | None,
-        pictures: PictureSet,
+        dataset: Dataset,
         classes: PictureSet,
         listener: Listener,
         should_stop: Callable[[], bool],
@@ -50,6 +50,7 @@ class Judging:
         """
         Args:
             family: the base model, before a technique is installed.
+            dataset: the user's pictures.
             classes: class pictures, if there are any.
             encoder: who judges; None draws pictures and judges nothing.
 
@@ -64,16 +65,14 @@ class Judging:
         self.prompts = judged_prompts(wording, prompts) if spec is not None and encoder else prompts
         self._judge: Judge | None = None
         if encoder is not None:
+            pictures = dataset.pictures
             held = held_out(run, len(pictures))
             judge = Judge(encoder, wording, self.prompts, _training_pictures(pictures, held))
             # who was not asked for keeps quiet about what it does not know
-            if held:
-                names = listed([pictures.pictures[number].path.name for number in sorted(held)])
-                listener.message(f"Held out of the training, for the validation loss: {names}")
             self._judge = judge if spec is not None or judge.recognises else None
         self._losses: FixedNoiseLoss | None = None
         if spec is not None and encoder is not None:
-            self._losses = FixedNoiseLoss(run, family, pictures, classes, wording)
+            self._losses = FixedNoiseLoss(run, family, dataset, classes, wording, should_stop)
         self._base = self._look(self._count)
         self._judged: JudgementDuty | None = None
         if self._judge is not None and spec is not None and spec.every_steps is not None:

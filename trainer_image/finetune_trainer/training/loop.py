@@ -13,12 +13,13 @@ from finetune_api import TrainingRun
 from torch import nn
 
 from finetune_trainer.checkpoints import Checkpoints
+from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.data.report import DataReport
 from finetune_trainer.engines import NonFiniteLoss, make_engine
 from finetune_trainer.families.base import Family
 from finetune_trainer.group.team import ALONE, Team
-from finetune_trainer.methods import Files, Method, NoFiles, make_methods, needs_of
+from finetune_trainer.methods import Files, Method, NoFiles, needs_of
 from finetune_trainer.sources.files import starting_uris
 from finetune_trainer.telemetry.listener import Listener, StepReport
 from finetune_trainer.training.course import Course
@@ -41,7 +42,6 @@ class TrainOutcome:
     """Of each step from the first one on, earlier attempts included."""
     learning_rates: tuple[float, ...]
     """As losses: what the update of each step was multiplied by, with what the optimizer found out itself."""
-    methods: tuple[Method, ...]
     resumed_from_step: int | None
     saved_step: int
     """Step of the newest checkpoint that another attempt can go on from; 0 without."""
@@ -54,7 +54,8 @@ class TrainOutcome:
 def train(
     run: TrainingRun,
     family: Family,
-    pictures: PictureSet,
+    methods: Sequence[Method],
+    dataset: Dataset,
     class_pictures: Sequence[Path],
     cache_dir: Path | None,
     checkpoints: Checkpoints | None,
@@ -63,14 +64,14 @@ def train(
     team: Team = ALONE,
     files: Files | None = None,
     duties: Sequence[Duty] = (),
-    methods: Sequence[Method] = (),
 ) -> TrainOutcome:
     """Trains from the newest checkpoint, or from the start, to the last step or until `should_stop`.
 
     Args:
         run: what to do.
-        family: the base model; a technique is installed into it.
-        pictures: the user's.
+        family: the base model; `methods` are installed into it.
+        methods: the techniques of `run`, not yet installed.
+        dataset: the user's pictures.
         class_pictures: for prior preservation; empty without.
         cache_dir: where latents are kept between attempts; None keeps them in memory only.
         checkpoints: where the state is saved and looked for; None in all processes of a group but rank 0.
@@ -79,7 +80,6 @@ def train(
         team: the processes that train together. Where one of them is to stop, all stop after the same step.
         files: what a technique starts from; None where it needs none.
         duties: what is to be done every so many steps; those of rank 0 count in all processes of a group.
-        methods: the techniques of `run`, not yet installed, where a duty must know them too; else they are made here.
 
     Raises:
         DataError: a picture cannot be used.
@@ -89,9 +89,8 @@ def train(
     """
     spec = run.training
     classes = PictureSet.of(class_pictures, "class pictures")
-    methods = tuple(methods or make_methods(run.method, spec.seed))
     groups = [group for method in methods for group in method.install(family, files or NoFiles())]
-    samples = make_samples(run, family, methods, pictures, classes, cache_dir, team)
+    samples = make_samples(run, family, methods, dataset, classes, cache_dir, team)
     for line in samples.report.lines():
         listener.message(line)
     total = total_steps(spec, samples.samples_per_epoch, team.size)
@@ -144,7 +143,6 @@ def train(
         interrupted,
         tuple(course.losses),
         tuple(course.learning_rates),
-        methods,
         resumed_from,
         course.saved_step,
         course.best.step if course.best is not None else None,

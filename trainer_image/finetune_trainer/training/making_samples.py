@@ -12,7 +12,7 @@ from finetune_api.resolve import prior_of
 from finetune_trainer.data.buckets import BucketOrder, Shape, bucket_shapes, nearest
 from finetune_trainer.data.caption_files import Captioned, listed
 from finetune_trainer.data.captions import Captions
-from finetune_trainer.data.dataset import Dataset, read_dataset
+from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.data.draw import Purpose
 from finetune_trainer.data.held_out import held_out
 from finetune_trainer.data.latents import Crops, Latents
@@ -33,7 +33,7 @@ def make_samples(
     run: TrainingRun,
     family: Family,
     methods: Sequence[Method],
-    pictures: PictureSet,
+    dataset: Dataset,
     classes: PictureSet,
     cache_dir: Path | None,
     team: Team = ALONE,
@@ -44,11 +44,10 @@ def make_samples(
         methods: installed, so that the family knows their words.
 
     Raises:
-        DataError: captions or masks do not fit the pictures, or no caption has a word that is to be learned.
+        DataError: no caption has a word that is to be learned.
         ConfigurationError: no bucket has the sides that are asked for.
     """
-    spec, asked = run.training, run.dataset
-    dataset = read_dataset(pictures, asked)
+    spec, asked, pictures = run.training, run.dataset, dataset.pictures
     held = held_out(run, len(pictures))
     check_words([word for method in methods for word in method.words], dataset.captions, held)
     folder = None if cache_dir is None else cache_dir / "latents"
