@@ -21,6 +21,10 @@ FAMILIES = {
         {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
     ),
     "SDXL": (build_tiny_sdxl, {}),
+    "SDXL, v and zero terminal SNR": (
+        build_tiny_sdxl,
+        {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+    ),
 }
 UNSUPPORTED: Mapping[str, dict[str, object]] = {
     "optimizer offload": {"offloadOptimizer": "Cpu"},
