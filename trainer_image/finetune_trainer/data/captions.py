@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from finetune_trainer.data.draw import Draw
 
+TOKENS_PER_WINDOW = 75
+"""Of a CLIP text encoder, begin and end left out. captions.maxTokens is a multiple of it."""
 ChunksOf = Callable[[str], int]
 """Windows of tokens that a text fills."""
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from finetune_trainer.data import near_duplicates
 from finetune_trainer.data.buckets import Shape
 from finetune_trainer.data.caption_files import METADATA, listed
-from finetune_trainer.data.captions import Captions, kept_part
+from finetune_trainer.data.captions import TOKENS_PER_WINDOW, Captions, kept_part
 from finetune_trainer.data.latents import Latents
 from finetune_trainer.data.pictures import MASK_SUFFIX, PictureSet, files_below
 
@@ -70,7 +70,7 @@ class DataReport:
         if self.class_pictures:
             rows.append(("Class pictures", str(self.class_pictures)))
         rows.append(("Pictures by shape (width × height)", shapes))
-        rows.append(("Captions", f"{self.captions}, read in {self.text_windows} × 75 tokens"))
+        rows.append(("Captions", f"{self.captions}, read in {self.text_windows} × {TOKENS_PER_WINDOW} tokens"))
         told = (
             ("Held out of the training, for the validation loss", listed(self.held_out)),
             ("Smaller than they are trained", listed(self.enlarged)),

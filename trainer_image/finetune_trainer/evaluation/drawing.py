@@ -11,6 +11,7 @@ from torch import Tensor
 from finetune_trainer.families.base import Family
 
 BATCH = 8
+"""Pictures that are drawn or looked at together."""
 
 Drawn = tuple[int, Image.Image]
 """Which prompt, and a picture of it; the i-th of a prompt has seed i."""

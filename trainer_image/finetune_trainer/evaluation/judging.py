@@ -16,7 +16,7 @@ from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.data.held_out import held_out
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.errors import ConfigurationError, Interrupted
-from finetune_trainer.evaluation.drawing import drawn_pictures, first_pictures
+from finetune_trainer.evaluation.drawing import BATCH, drawn_pictures, first_pictures
 from finetune_trainer.evaluation.duty import JudgementDuty, PicturesDuty
 from finetune_trainer.evaluation.encoders import Encoder, load_encoder
 from finetune_trainer.evaluation.fixed_noise import FixedNoiseLoss
@@ -30,7 +30,6 @@ from finetune_trainer.training.duties import Duty
 
 MOST_TRAINING_PICTURES = 500
 """Of more, so many are compared with, evenly chosen: the mean over them is as good, and looking takes time."""
-BATCH = 8
 
 
 class Judging:

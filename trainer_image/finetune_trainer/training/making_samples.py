@@ -11,7 +11,7 @@ from finetune_api.resolve import prior_of
 
 from finetune_trainer.data.buckets import BucketOrder, Shape, bucket_shapes, nearest
 from finetune_trainer.data.caption_files import Captioned, listed
-from finetune_trainer.data.captions import Captions
+from finetune_trainer.data.captions import TOKENS_PER_WINDOW, Captions
 from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.data.draw import Purpose
 from finetune_trainer.data.held_out import held_out
@@ -25,8 +25,6 @@ from finetune_trainer.families.base import Family
 from finetune_trainer.families.windows import words_in
 from finetune_trainer.group.team import ALONE, Team
 from finetune_trainer.methods import Method, needs_of
-
-TOKENS_PER_WINDOW = 75
 
 
 def make_samples(
