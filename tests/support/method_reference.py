@@ -17,7 +17,10 @@ from finetune_trainer.data.draw import Draw, Purpose, choose, draw
 from PIL import Image
 from torch import Tensor
 from torch.func import functional_call
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+Weights = Callable[[], dict[str, Tensor]]
+"""Those that are not the base model's, by their names there."""
 
 
 @dataclass
@@ -37,20 +40,26 @@ class Reference:
         self.alphas, self.velocity = noise_levels(self.folder)
         self.unet = UNet2DConditionModel.from_pretrained(self.folder / "unet").requires_grad_(False)
         self.vae = AutoencoderKL.from_pretrained(self.folder / "vae").requires_grad_(False)
-        encoder = CLIPTextModel.from_pretrained(self.folder / "text_encoder", dtype=torch.float32)
-        self.encoder = encoder.requires_grad_(False)
-        self.tokenizer = CLIPTokenizer.from_pretrained(self.folder / "tokenizer")
-        self.unet_weights: Callable[[], dict[str, Tensor]] = lambda: {}
-        self.encoder_weights: Callable[[], dict[str, Tensor]] = lambda: {}
+        kinds = {"": CLIPTextModel, "_2": CLIPTextModelWithProjection}
+        found = [end for end in kinds if (self.folder / f"text_encoder{end}").is_dir()]
+        self.encoders = [
+            kinds[end].from_pretrained(self.folder / f"text_encoder{end}", dtype=torch.float32).requires_grad_(False)
+            for end in found
+        ]
+        self.tokenizers = [CLIPTokenizer.from_pretrained(self.folder / f"tokenizer{end}") for end in found]
+        self.unet_weights: Weights = lambda: {}
+        self.encoder_weights: list[Weights] = [lambda: {} for _ in found]
         self.ids = [self.tokens(caption) for caption in self.captions]
 
     def tokens(self, prompt: str, new: int = 0) -> Tensor:
-        """A prompt's window, followed by `new` new words."""
-        known = self.tokenizer(prompt, add_special_tokens=False).input_ids if prompt else []
-        words = self.encoder.config.vocab_size
-        begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        row = [begin, *known, *range(words, words + new), end]
-        return torch.tensor([row + [end] * (self.tokenizer.model_max_length - len(row))])
+        """A prompt's window, followed by `new` new words; int64 [encoders, 1, length]."""
+        rows = []
+        for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True):
+            known = tokenizer(prompt, add_special_tokens=False).input_ids if prompt else []
+            words = encoder.config.vocab_size
+            row = [tokenizer.bos_token_id, *known, *range(words, words + new), tokenizer.eos_token_id]
+            rows.append([row + [tokenizer.pad_token_id] * (tokenizer.model_max_length - len(row))])
+        return torch.tensor(rows)
 
     def caption(self, file: Path, drawn: Draw) -> Tensor:
         """Token ids of a sample."""
@@ -61,9 +70,20 @@ class Reference:
         self.count += 1
         return draw(0, Purpose.INITIALISATION, 0, self.count - 1).noise(shape)
 
-    def predict(self, noisy: Tensor, timestep: int, ids: Tensor) -> Tensor:
-        text = functional_call(self.encoder, self.encoder_weights(), (ids,))[0]
-        said: Tensor = functional_call(self.unet, self.unet_weights(), (noisy, timestep, text)).sample
+    def predict(self, noisy: Tensor, timestep: int, ids: Tensor, sizes: Tensor) -> Tensor:
+        read = [
+            functional_call(encoder, weights(), (row,), {"output_hidden_states": True})
+            for encoder, weights, row in zip(self.encoders, self.encoder_weights, ids, strict=True)
+        ]
+        more = {}
+        if len(read) == 1:
+            text = read[0].last_hidden_state
+        else:  # SDXL: https://arxiv.org/abs/2307.01952, sections 2.1 and 2.2
+            text = torch.cat([each.hidden_states[-2] for each in read], dim=-1)
+            end = ids[1, 0].tolist().index(self.tokenizers[1].eos_token_id)
+            pooled = self.encoders[1].text_projection(read[1].last_hidden_state[:, end])
+            more = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
+        said: Tensor = functional_call(self.unet, self.unet_weights(), (noisy, timestep, text), more).sample
         return said
 
 
@@ -77,12 +97,12 @@ def noise_levels(folder: Path) -> tuple[Tensor, bool]:
 
 
 def whole(reference: Reference, text_rate: float) -> None:
-    """All weights of the UNet and the text encoder."""
-    for module in (reference.unet, reference.encoder):
+    """All weights of the UNet and of the text encoders."""
+    for module in (reference.unet, *reference.encoders):
         module.requires_grad_(True)
     reference.groups = [
         {"params": list(reference.unet.parameters())},
-        {"params": list(reference.encoder.parameters()), "lr": text_rate},
+        *({"params": list(encoder.parameters()), "lr": text_rate} for encoder in reference.encoders),
     ]
 
 
@@ -95,9 +115,10 @@ def low_rank(
     dora: bool,
     rate: float,
 ) -> None:
-    """Matrices beside the layers whose names end in `ends` (UNet) and `text_ends` (text encoder)."""
-    changed = []
-    for module, chosen in ((reference.unet, tuple(ends)), (reference.encoder, tuple(text_ends))):
+    """Matrices beside the layers whose names end in `ends` (UNet) and `text_ends` (text encoders)."""
+    changed: list[Weights] = []
+    parts_of = [(reference.unet, tuple(ends)), *((encoder, tuple(text_ends)) for encoder in reference.encoders)]
+    for module, chosen in parts_of:
         frozen = dict(module.named_parameters())
         layers = [n for n in frozen if chosen and n.removesuffix(".weight").endswith(chosen) and n.endswith(".weight")]
         kinds = ("lora_A.", "lora_B.", "lora_magnitude_vector.")[: 3 if dora else 2]
@@ -126,28 +147,37 @@ def low_rank(
         changed.append(weights)
         values = [half for pair in parts.values() for half in (pair if dora else pair[:2])]
         if values:
-            reference.groups.append({"params": values} | ({"lr": rate} if module is reference.encoder else {}))
-    reference.unet_weights, reference.encoder_weights = changed
+            reference.groups.append({"params": values} | ({} if module is reference.unet else {"lr": rate}))
+    reference.unet_weights, *reference.encoder_weights = changed
 
 
-def new_words(reference: Reference, rows: Tensor, keep: bool) -> None:
-    """Rows appended to the table of the text encoder, and nothing of the table moving. They end every caption."""
+def new_words(reference: Reference, start: Callable[[Tensor], Tensor], keep: bool) -> None:
+    """Rows appended to the table of each text encoder, and nothing of the tables moving. They end every caption.
+
+    Args:
+        start: makes the first rows of a table.
+    """
     key = "text_model.embeddings.token_embedding.weight"
-    table = dict(reference.encoder.named_parameters())[key]
-    length = table.norm(dim=1).mean()
-    if keep:
-        rows = F.normalize(rows, dim=1) * length
-    rows = rows.clone().requires_grad_()
-    before = reference.encoder_weights
-    reference.encoder_weights = lambda: before() | {key: torch.cat([table, rows])}
+    moving: list[tuple[Tensor, Tensor]] = []
+    for number, encoder in enumerate(reference.encoders):
+        table = dict(encoder.named_parameters())[key]
+        length = table.norm(dim=1).mean()
+        rows = F.normalize(start(table), dim=1) * length if keep else start(table)
+        rows = rows.clone().requires_grad_()
+        moving.append((rows, length))
+        before = reference.encoder_weights[number]
+        reference.encoder_weights[number] = lambda before=before, table=table, rows=rows: (
+            before() | {key: torch.cat([table, rows])}
+        )
+        reference.groups.append({"params": [rows], "weight_decay": 0.0})
     reference.ids = [reference.tokens(caption, len(rows)) for caption in reference.captions]
-    reference.groups.append({"params": [rows], "weight_decay": 0.0})
 
     def project() -> None:
-        if keep:
+        for rows, length in moving:
             rows.data = F.normalize(rows.data, dim=1) * length
 
-    reference.after_step = project
+    if keep:
+        reference.after_step = project
 
 
 class WithNetworks:
@@ -234,7 +264,8 @@ def losses_of(reference: Reference, pictures: Path, steps: int, batch: int, rate
             latent = scale * (posterior.mean + posterior.std * drawn.posterior_noise(shape))
             noise, t = drawn.noise(shape), drawn.timestep(1000)
             signal, grain = alphas[t].sqrt(), (1 - alphas[t]).sqrt()
-            said = reference.predict(signal * latent + grain * noise, t, reference.caption(file, drawn))
+            noisy, ids = signal * latent + grain * noise, reference.caption(file, drawn)
+            said = reference.predict(noisy, t, ids, sizes_of(file, side))
             truth = signal * noise - grain * latent if reference.velocity else noise
             total = total + (said - truth).square().mean() / batch
         total.backward()
@@ -244,6 +275,15 @@ def losses_of(reference: Reference, pictures: Path, steps: int, batch: int, rate
         reference.after_step()
         losses.append(total.item())
     return losses
+
+
+def sizes_of(file: Path, side: int) -> Tensor:
+    """Height and width of a picture as it came, top and left of its middle once that is `side` wide, and `side` twice;
+    float32 [1, 6]."""
+    width, height = Image.open(file).size
+    short = min(width, height)
+    top, left = (round((length - short) // 2 * side / short) for length in (height, width))
+    return torch.tensor([[height, width, top, left, side, side]], dtype=torch.float32)
 
 
 def square(file: Path, side: int) -> Tensor:

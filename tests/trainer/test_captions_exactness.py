@@ -35,7 +35,7 @@ def whole(reference: plain.Reference) -> None:
 
 def denoiser(reference: plain.Reference) -> None:
     plain.whole(reference, TEXT_RATE)
-    reference.encoder.requires_grad_(False)
+    reference.encoders[0].requires_grad_(False)
     reference.groups.pop()
 
 

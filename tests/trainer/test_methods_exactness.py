@@ -32,17 +32,17 @@ def dora(reference: plain.Reference) -> None:
     plain.low_rank(reference, 4, 3 / 4**0.5, ATTENTION + CONVOLUTION, (), dora=True, rate=TEXT_RATE)
 
 
-def table(reference: plain.Reference) -> torch.Tensor:
-    return reference.encoder.text_model.embeddings.token_embedding.weight
+def of_words(reference: plain.Reference) -> Callable[[torch.Tensor], torch.Tensor]:
+    d, o = reference.tokens("d o")[0, 0, 1:3].tolist()
+    return lambda table: table[[d, o, d]]
 
 
 def words(reference: plain.Reference) -> None:
-    d, o = reference.tokens("d o")[0, 1:3].tolist()
-    plain.new_words(reference, table(reference)[[d, o, d]], keep=True)
+    plain.new_words(reference, of_words(reference), keep=True)
 
 
 def mean_word(reference: plain.Reference) -> None:
-    plain.new_words(reference, table(reference).mean(0, keepdim=True).repeat(2, 1), keep=False)
+    plain.new_words(reference, lambda table: table.mean(0, keepdim=True).repeat(2, 1), keep=False)
 
 
 def hypernetwork(reference: plain.Reference) -> None:
@@ -59,8 +59,7 @@ def widths(reference: plain.Reference) -> set[int]:
 
 def pivotal(reference: plain.Reference) -> None:
     plain.low_rank(reference, 4, 1, ATTENTION, TEXT_ATTENTION, dora=False, rate=TEXT_RATE)
-    d, o = reference.tokens("d o")[0, 1:3].tolist()
-    plain.new_words(reference, table(reference)[[d, o, d]], keep=True)
+    plain.new_words(reference, of_words(reference), keep=True)
 
 
 BUILD: dict[str, Build] = {

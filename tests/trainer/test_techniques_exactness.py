@@ -37,10 +37,9 @@ METHODS: dict[str, Mapping[str, object]] = {
 }
 
 
-def rows_of(reference: plain.Reference) -> plain.Tensor:
-    table = reference.encoder.text_model.embeddings.token_embedding.weight
-    cyan, circle = reference.tokens("cyan circle")[0, 1:3].tolist()
-    return table[[cyan, circle, cyan]]
+def words(reference: plain.Reference) -> None:
+    cyan, circle = reference.tokens("cyan circle")[0, 0, 1:3].tolist()
+    plain.new_words(reference, lambda table: table[[cyan, circle, cyan]], keep=True)
 
 
 def dora(reference: plain.Reference) -> None:
@@ -49,7 +48,7 @@ def dora(reference: plain.Reference) -> None:
 
 def pivotal(reference: plain.Reference) -> None:
     plain.low_rank(reference, 16, 1, ATTENTION, (), dora=False, rate=0)
-    plain.new_words(reference, rows_of(reference), keep=True)
+    words(reference)
 
 
 # AUTOMATIC1111's swish is Hardswish, and its networks act on every context of their width: here on that of the
@@ -58,7 +57,7 @@ BUILD: dict[str, Callable[[plain.Reference], None]] = {
     "dreamBooth": lambda reference: plain.whole(reference, TEXT_RATE / 10),
     "lora": lambda reference: plain.low_rank(reference, 16, 1, ATTENTION, TEXT_ATTENTION, dora=False, rate=TEXT_RATE),
     "dora": dora,
-    "word": lambda reference: plain.new_words(reference, rows_of(reference), keep=True),
+    "word": words,
     "hypernetwork": lambda reference: plain.hypernetworks(reference, (1, 2, 1), F.hardswish, False, {128}),
     "pivotal": pivotal,
 }
