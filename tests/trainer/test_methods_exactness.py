@@ -1,82 +1,16 @@
 """Each technique does what its paper says, to the last digits: beside pinned losses stands a second implementation."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 from support import method_reference as plain
-from support.method_cases import METHODS, RATE, TEXT_RATE, run_of
+from support.method_builds import BUILD, CAPTIONS
+from support.method_cases import METHODS, RATE, run_of
+from support.tiny_sdxl import build_tiny_sdxl
 from support.training import train_once
 
 STEPS, BATCH = 6, 2
-ATTENTION, FEED_FORWARD = ("to_q", "to_k", "to_v", "to_out.0"), ("ff.net.0.proj", "ff.net.2")
-CONVOLUTION = ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv")
-TEXT_ATTENTION, TEXT_FEED_FORWARD = ("q_proj", "k_proj", "v_proj", "out_proj"), ("mlp.fc1", "mlp.fc2")
-
-Build = Callable[[plain.Reference], None]
-
-
-def dreambooth(reference: plain.Reference) -> None:
-    plain.whole(reference, TEXT_RATE)
-
-
-def lora_of_text(reference: plain.Reference) -> None:
-    ends, text_ends = ATTENTION + FEED_FORWARD, TEXT_ATTENTION + TEXT_FEED_FORWARD
-    plain.low_rank(reference, 4, 2 / 4, ends, text_ends, dora=False, rate=TEXT_RATE)
-
-
-def dora(reference: plain.Reference) -> None:
-    plain.low_rank(reference, 4, 3 / 4**0.5, ATTENTION + CONVOLUTION, (), dora=True, rate=TEXT_RATE)
-
-
-def of_words(reference: plain.Reference) -> Callable[[torch.Tensor], torch.Tensor]:
-    d, o = reference.tokens("d o")[0, 0, 1:3].tolist()
-    return lambda table: table[[d, o, d]]
-
-
-def words(reference: plain.Reference) -> None:
-    plain.new_words(reference, of_words(reference), keep=True)
-
-
-def mean_word(reference: plain.Reference) -> None:
-    plain.new_words(reference, lambda table: table.mean(0, keepdim=True).repeat(2, 1), keep=False)
-
-
-def hypernetwork(reference: plain.Reference) -> None:
-    plain.hypernetworks(reference, (1, 2, 1), F.mish, True, {24})
-
-
-def linear_hypernetwork(reference: plain.Reference) -> None:
-    plain.hypernetworks(reference, (1, 0.5, 2, 1), None, False, {16, 24, 32} & widths(reference))
-
-
-def widths(reference: plain.Reference) -> set[int]:
-    return {m.to_k.in_features for m in reference.unet.modules() if hasattr(m, "to_k")}
-
-
-def pivotal(reference: plain.Reference) -> None:
-    plain.low_rank(reference, 4, 1, ATTENTION, TEXT_ATTENTION, dora=False, rate=TEXT_RATE)
-    plain.new_words(reference, of_words(reference), keep=True)
-
-
-BUILD: dict[str, Build] = {
-    "dreamBooth": dreambooth,
-    "lora": lora_of_text,
-    "dora": dora,
-    "words": words,
-    "mean word": mean_word,
-    "hypernetwork": hypernetwork,
-    "linear hypernetwork": linear_hypernetwork,
-    "pivotal": pivotal,
-}
-
-# what comes before the new words, which are no token of the tokenizer's; no word of the templates is in the tiny
-# vocabulary, and so the word stands alone
-CAPTIONS = {"words": "", "mean word": "", "pivotal": "a"}
-
 PINNED = {
     "dreamBooth": [1.037366, 1.056883, 0.825464, 0.876575, 0.969884, 0.782994],
     "lora": [1.037366, 1.051162, 0.959572, 1.045107, 1.046359, 1.076766],
@@ -98,3 +32,19 @@ def test_losses_are_those_of_the_reference_and_stay_so(
     BUILD[case](reference)
     np.testing.assert_allclose(outcome.losses, plain.losses_of(reference, pictures, STEPS, BATCH, RATE), rtol=2e-5)
     np.testing.assert_allclose(outcome.losses, PINNED[case], rtol=2e-4)
+
+
+@pytest.fixture(scope="module")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It predicts the velocity."""
+    return build_tiny_sdxl(tmp_path_factory.mktemp("sdxl"), prediction_type="v_prediction")
+
+
+@pytest.mark.parametrize("case", ["dreamBooth", "lora", "words", "hypernetwork", "pivotal"])
+def test_losses_of_sdxl_are_those_of_the_reference(case: str, tiny_sdxl: Path, pictures: Path, tmp_path: Path) -> None:
+    """Both text encoders are trained, each read one layer before its last, and the denoiser is told the sizes."""
+    _, outcome = train_once(run_of(case, 3, BATCH), tiny_sdxl, pictures, tmp_path)
+    reference = plain.Reference(tiny_sdxl, [CAPTIONS.get(case, "sks dog")])
+    assert len(reference.encoders) == 2
+    BUILD[case](reference)
+    np.testing.assert_allclose(outcome.losses, plain.losses_of(reference, pictures, 3, BATCH, RATE), rtol=2e-5)
