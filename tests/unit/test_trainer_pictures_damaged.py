@@ -136,7 +136,7 @@ def claiming(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
 def test_the_first_picture_that_is_too_large(path: Path) -> None:
     path.write_bytes(claiming(10_000, 10_000))
     with pytest.raises(DataError, match=r"has 10000 × 10000 pixels, which is not below 100 megapixels; scale it down$"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -134,7 +135,7 @@ def _opened(path: Path, field: str) -> Iterator[Image.Image]:
     """Whatever fails within is a DataError that names the file."""
     remedy = "replace or remove the file"
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with _announced(path) as image:
             # before anything is decoded: a few kB can unpack to gigabytes
             if image.width * image.height >= TOO_MANY_PIXELS:
                 raise DataError(
@@ -156,6 +157,14 @@ def _opened(path: Path, field: str) -> Iterator[Image.Image]:
     # all of them: in damaged files Pillow runs into struct.error, TypeError, MemoryError and more
     except Exception as error:
         raise DataError(f"{field}: {path.name} is damaged ({error or type(error).__name__}); {remedy}") from error
+
+
+def _announced(path: Path) -> Image.Image:
+    """What the file says of itself; nothing is decoded yet."""
+    with warnings.catch_warnings():
+        # Pillow warns of an attack from 89 megapixels on; our own bound is what counts
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(path, formats=FORMATS)
 
 
 def _upright(image: Image.Image) -> Image.Image:
