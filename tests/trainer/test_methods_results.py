@@ -211,6 +211,15 @@ def test_a_copy_of_the_denoiser_has_hypernetworks_of_its_own(side: int, tiny_sd:
     assert not torch.equal(twin(torch.ones(1, 4, 8, 8), 5, text).sample, before)
 
 
+def test_hypernetworks_leave_the_fused_attention_in_place(tiny_sd: Path) -> None:
+    """They act on what goes into to_k and to_v; who computes the attention stays."""
+    family, _, _ = installed("hypernetwork", tiny_sd)
+    plain = load_family(tiny_sd, torch.device("cpu")).parts["unet"].attn_processors
+    kinds = {name: type(processor) for name, processor in family.parts["unet"].attn_processors.items()}
+    assert kinds == {name: type(processor) for name, processor in plain.items()}
+    assert {kind.__name__ for kind in kinds.values()} == {"AttnProcessor2_0"}
+
+
 def test_hypernetworks_do_not_go_into_files_of_the_denoiser(tiny_sd: Path, tmp_path: Path) -> None:
     family, _, _ = installed("hypernetwork", tiny_sd)
     plain = load_family(tiny_sd, torch.device("cpu")).parts["unet"].state_dict()
