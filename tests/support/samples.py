@@ -9,7 +9,7 @@ from finetune_api import TrainingRun
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.data.samples import Samples
 from finetune_trainer.families import Family
-from finetune_trainer.group.team import ALONE, Team
+from finetune_trainer.group.team import ALONE, Alone, Team
 from finetune_trainer.methods import make_methods
 from finetune_trainer.training.making_samples import make_samples
 from PIL import Image
@@ -18,6 +18,13 @@ from support.training import dataset_of, make_pictures, make_run
 
 BUCKETS = {"minResolution": 64, "maxResolution": 128, "step": 16}
 ASPECTS = {"wide": (160, 80), "wider": (150, 70), "tall": (80, 160), "square": (96, 100), "small": (30, 30)}
+
+
+class Seat(Alone):
+    """One of several processes, as far as samples know."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
 
 
 def make_shapes(folder: Path) -> Path:

@@ -9,17 +9,9 @@ import torch
 from finetune_trainer.data.samples import Batch
 from finetune_trainer.errors import DataError
 from finetune_trainer.families import Family, load_family
-from finetune_trainer.group.team import Alone
 from PIL import Image
-from support.samples import ASPECTS, BUCKETS, bucketed, make_shapes, samples_of
+from support.samples import ASPECTS, BUCKETS, Seat, bucketed, make_shapes, samples_of
 from support.training import Memory, make_pictures, make_run, train_once
-
-
-class Seat(Alone):
-    """One of several processes, as far as samples know."""
-
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
 
 
 @pytest.fixture(scope="module")
