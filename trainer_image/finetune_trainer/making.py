@@ -130,13 +130,7 @@ def make(
     exported = export_weights(run, family, [method.result() for method in methods], folder)
     if run.samples is not None:
         # outside of the results, so that a later attempt finds what this one has drawn
-        samples = work / "samples"
-        source = Source(
-            name=run.identity.name,
-            technique=run.method.name,
-            base_model=run.base_model.uri,
-            base_model_revision=inputs.model.revision,
-        )
+        samples, source = work / "samples", _source(run, inputs)
         draw_samples(family, run.samples, source, (digest, kept_step), samples, listener, should_stop)
         shutil.copytree(samples, folder / "samples")
     return Made(
@@ -206,6 +200,16 @@ def _checkpoints(
     remote = store if settings.in_pod or run.output.uri.startswith("s3://") else None
     prefix, keep = checkpoints_prefix(run.identity.uid), run.checkpoints.keep
     return Checkpoints(work / "checkpoints", remote, prefix, digest, settings.attempt, keep, should_stop.seconds_left)
+
+
+def _source(run: TrainingRun, inputs: Inputs) -> Source:
+    """What samples are said to be drawn with."""
+    return Source(
+        name=run.identity.name,
+        technique=run.method.name,
+        base_model=run.base_model.uri,
+        base_model_revision=inputs.model.revision,
+    )
 
 
 def _on_the_way(
