@@ -14,6 +14,7 @@ from pathlib import Path
 from finetune_api import ExitCode, TrainingRun
 from rich.console import Console
 
+from finetune_trainer.digests import sha256_of
 from finetune_trainer.errors import ConfigurationError, Interrupted, RunError
 from finetune_trainer.group.place import Place, place_of
 from finetune_trainer.group.seat import end_with_supervisor
@@ -79,7 +80,7 @@ def launch(file: Path, profile_file: Path | None, overwrite: bool, settings: Set
 
 def verify_digest(file: Path, expected: str | None) -> None:
     """Raises ConfigurationError when a pod's TrainingRun is not the one that the operator wrote."""
-    actual = hashlib.sha256(file.read_bytes()).hexdigest()
+    actual = sha256_of(file)
     if expected is not None and expected != actual:
         raise ConfigurationError(
             f"FINETUNE_RUN_SHA256 is {expected}, but {file} has {actual}: it is not what the operator wrote; delete "

@@ -3,7 +3,6 @@ pickled: a checkpoint comes back from a bucket that others may write to."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from finetune_trainer.digests import sha256_of
 from finetune_trainer.engines.average import AverageState
 from finetune_trainer.engines.base import EngineState
 
@@ -87,7 +87,7 @@ def write_checkpoint(folder: Path, state: TrainingState, run_digest: str, attemp
     }
     (folder / STATE).write_text(json.dumps(rest))
     files = {
-        name: {"sha256": _sha256(folder / name), "size": (folder / name).stat().st_size}
+        name: {"sha256": sha256_of(folder / name), "size": (folder / name).stat().st_size}
         for name in (*state.tensors, STATE)
     }
     manifest = {"format": FORMAT, "step": state.step, "run": run_digest, "attempt": attempt, "files": files}
@@ -112,7 +112,7 @@ def read_checkpoint(folder: Path, run_digest: str) -> TrainingState:
     try:
         manifest = read_manifest((folder / MANIFEST).read_bytes(), run_digest)
         for name, entry in manifest["files"].items():
-            if _sha256(folder / name) != entry["sha256"]:
+            if sha256_of(folder / name) != entry["sha256"]:
                 raise BadCheckpoint(f"{name} is not what the manifest says")
     except OSError as error:
         raise BadCheckpoint(str(error)) from error
@@ -125,8 +125,3 @@ def read_checkpoint(folder: Path, run_digest: str) -> TrainingState:
     engine = EngineState(load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER), average)
     losses, rates, duties = tuple(rest["losses"]), tuple(rest["learningRates"]), tuple(rest["duties"])
     return TrainingState(rest["step"], engine, losses, rates, rest["digests"], duties, best, rest["ended"])
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

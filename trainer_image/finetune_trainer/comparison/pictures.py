@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from finetune_trainer.comparison.rows import Row, by_name
 from finetune_trainer.errors import DataError
-from finetune_trainer.evaluation.wording import judged_prompts, wording_of
+from finetune_trainer.evaluation.wording import drawn_prompts
 from finetune_trainer.generation.sheets import Print, sheet
 
 PROMPTS = 2
@@ -46,10 +46,3 @@ def _prompts(row: Row, folder: Path) -> tuple[str, ...]:
             "is measured anew"
         ) from error
     return drawn_prompts(run)
-
-
-def drawn_prompts(run: TrainingRun) -> tuple[str, ...]:
-    """What a run draws before and after, in the order of the pictures' names: a judged one may add prompts of its own
-    before those of validation."""
-    prompts = run.validation.prompts or ()
-    return judged_prompts(wording_of(run.method), prompts) if run.judgement is not None else prompts

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from finetune_trainer.data.framing import Frame
 from finetune_trainer.data.near_duplicates import fingerprint
+from finetune_trainer.digests import sha256_of
 from finetune_trainer.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
@@ -199,6 +200,4 @@ def _is_stray(path: Path, folder: Path) -> bool:
 
 def _inspect(path: Path, field: str) -> Picture:
     image = read_rgb(path, field)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Picture(path, digest, image.width, image.height, fingerprint(image))
+    return Picture(path, sha256_of(path), image.width, image.height, fingerprint(image))

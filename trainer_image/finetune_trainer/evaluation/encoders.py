@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,13 +19,11 @@ from torch import Tensor, nn
 
 from finetune_trainer.builtin.classifier import Classifier, load_classifier
 from finetune_trainer.builtin.vocabulary import PALETTE
-from finetune_trainer.errors import DataError
+from finetune_trainer.errors import DataError, unreadable
 from finetune_trainer.evaluation.preprocessing import Preprocessing, read_preprocessing
 from finetune_trainer.evaluation.seen import Seen, Verdicts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from transformers import CLIPTokenizer
 
 BATCH = 32
@@ -177,12 +175,6 @@ def _unit(features: Tensor) -> NDArray[np.float32]:
     return unit
 
 
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
+def _explained(what: str) -> AbstractContextManager[None]:
     """Turns whatever a library raises about a broken file into a DataError that names it."""
-    try:
-        yield
-    except Exception as error:  # transformers and safetensors raise whatever they met
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        remedy = "fetch it anew or choose another encoder"
-        raise DataError(f"{FIELD}: {what} cannot be read ({reason}); {remedy}") from error
+    return unreadable(f"{FIELD}: {what}", "fetch it anew or choose another encoder")

@@ -23,7 +23,7 @@ from finetune_trainer.evaluation.fixed_noise import FixedNoiseLoss
 from finetune_trainer.evaluation.found import Judgement, Pictures
 from finetune_trainer.evaluation.judge import Judge, Look
 from finetune_trainer.evaluation.snapshots import SEEDS
-from finetune_trainer.evaluation.wording import judged_prompts, wording_of
+from finetune_trainer.evaluation.wording import drawn_prompts, wording_of
 from finetune_trainer.families.base import Family
 from finetune_trainer.telemetry.listener import JudgementReport, Listener
 from finetune_trainer.training.duties import Duty
@@ -60,8 +60,7 @@ class Judging:
         spec, validation = run.judgement, run.validation
         self._kept = validation.images_per_prompt
         self._count = max(self._kept, spec.images_per_prompt) if spec is not None and encoder else self._kept
-        wording, prompts = wording_of(run.method), validation.prompts or ()
-        self.prompts = judged_prompts(wording, prompts) if spec is not None and encoder else prompts
+        wording, self.prompts = wording_of(run.method), drawn_prompts(run)
         self._judge: Judge | None = None
         if encoder is not None:
             pictures = dataset.pictures

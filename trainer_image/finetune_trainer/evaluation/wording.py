@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from finetune_api import TrainingRun
 from finetune_api.methods import MethodSpec
 from finetune_api.resolve import prior_of, prompt_of
 
@@ -74,6 +75,13 @@ def judged_prompts(wording: Wording, prompts: Iterable[str]) -> tuple[str, ...]:
     if "subject" not in kinds:
         found.insert(0, wording.subject_prompt)
     return tuple(found)
+
+
+def drawn_prompts(run: TrainingRun) -> tuple[str, ...]:
+    """What a run draws before and after, in the order of the pictures' names: a judged one may add prompts of its own
+    before those of validation."""
+    prompts = run.validation.prompts or ()
+    return judged_prompts(wording_of(run.method), prompts) if run.judgement is not None else prompts
 
 
 def words_of(text: str) -> list[str]:

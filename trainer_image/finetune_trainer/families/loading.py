@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from finetune_trainer.errors import DataError
+from finetune_trainer.errors import DataError, unreadable
 from finetune_trainer.families.folder import digests_of, shards_of, variant_of
 
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -108,16 +109,6 @@ def _scheduler(folder: Path) -> SchedulerMixin:
     return kind.from_pretrained(folder, local_files_only=True)
 
 
-class _naming:
+def _naming(folder: Path, part: str) -> AbstractContextManager[None]:
     """Turns whatever a library raises about a broken part into a DataError that names the part."""
-
-    def __init__(self, folder: Path, part: str) -> None:
-        self._where = f"baseModel: {part}/ of {folder.name} cannot be read"
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception):
-            reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-            raise DataError(f"{self._where}: {reason}; fetch it anew or use another model") from error
+    return unreadable(f"baseModel: {part}/ of {folder.name}", "fetch it anew or use another model")

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from finetune_trainer.errors import Interrupted, PeerLost
+from finetune_trainer.errors import Interrupted, PeerLost, first_line
 from finetune_trainer.group.seat import Seat
 
 T = TypeVar("T")
@@ -90,4 +90,4 @@ def _talking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise PeerLost(f"another process of the group is gone ({str(error).splitlines()[0]})") from error
+        raise PeerLost(f"another process of the group is gone ({first_line(error)})") from error

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from finetune_trainer.credentials import Role
+from finetune_trainer.digests import sha256_of
 from finetune_trainer.errors import ConfigurationError
 from finetune_trainer.paths import local_path
 
@@ -31,6 +32,5 @@ def folder_digest(folder: Path) -> str:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and not any(part.startswith(".") for part in Path(name).parts):
-            with path.open("rb") as stream:
-                whole.update(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {name}\n".encode())
+            whole.update(f"{sha256_of(path)}  {name}\n".encode())
     return f"sha256:{whole.hexdigest()}"

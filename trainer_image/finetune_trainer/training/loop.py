@@ -3,7 +3,6 @@ bottom."""
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.data.report import DataReport
+from finetune_trainer.digests import sha256_of
 from finetune_trainer.engines import NonFiniteLoss, make_engine
 from finetune_trainer.families.base import Family
 from finetune_trainer.group.team import ALONE, Team
@@ -161,11 +161,7 @@ def compute_twice(part: nn.Module) -> None:
 
 def _digests_of(uris: Mapping[str, str], files: Files) -> dict[str, str]:
     """SHA-256 of each file that a technique starts from, by the field that names it (`uris`: URI → field)."""
-    found = {}
-    for uri, field in uris.items():
-        with files.path(uri).open("rb") as file:
-            found[field] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {field: sha256_of(files.path(uri)) for uri, field in uris.items()}
 
 
 def _placed(error: NonFiniteLoss, step: int, total: int) -> NonFiniteLoss:
