@@ -134,7 +134,7 @@ def test_a_picture_without_transparency_counts_everywhere_and_is_named(tmp_path:
     save(tmp_path / "a.png", None, left_half())
     save(tmp_path / "b.png", None)
     masks = Masks(PictureSet.open(tmp_path), "AlphaChannel")
-    assert masks.opaque == ("b.png",)
+    assert masks.opaque == (1,)
     assert masks.get(1, frame(20, 40, (8, 8), CENTRE, False), 4, 4).min() == 1
 
 

@@ -33,8 +33,8 @@ class Masks:
         """
         self._pictures = pictures.pictures
         self._read = _sidecar if source == "Sidecar" else _alpha
-        self.opaque: tuple[str, ...] = ()
-        """Pictures that count everywhere because nothing in them is transparent."""
+        self.opaque: tuple[int, ...] = ()
+        """Indices of pictures that count everywhere because nothing in them is transparent."""
         self.digest = self._check(source)
 
     def get(self, picture: int, frame: Frame, height: int, width: int) -> Tensor:
@@ -51,11 +51,11 @@ class Masks:
             remedy = f"put {mask_path(Path(missing[0])).name} beside it"
             raise DataError(f"{FIELD}: {listed(missing)} without a mask; {remedy}, or remove dataset.masks")
         total, black, opaque = hashlib.sha256(), [], []
-        for picture in self._pictures:
+        for index, picture in enumerate(self._pictures):
             mask = self._read(picture)
             lowest, highest = mask.getextrema()
             black += [picture.path.name] if highest == 0 else []
-            opaque += [picture.path.name] if lowest == 255 else []
+            opaque += [index] if lowest == 255 else []
             total.update(mask.tobytes())
         if black:
             raise DataError(

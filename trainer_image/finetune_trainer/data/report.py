@@ -100,7 +100,7 @@ def look_at(
     windows: int,
     windows_of: Callable[[str], int],
     class_pictures: int,
-    opaque: Sequence[str] = (),
+    opaque: Sequence[int] = (),
 ) -> DataReport:
     """The report on a run's data.
 
@@ -110,6 +110,7 @@ def look_at(
         shapes: of each item of the latents.
         windows: of tokens that are read of each caption.
         windows_of: how many a caption fills.
+        opaque: pictures whose mask is white everywhere.
     """
     names = [_name(index, pictures) for index in range(len(pictures))]
     crops = sorted(set(items))
@@ -124,7 +125,6 @@ def look_at(
     }
     texts = Captions(tuple(captions.choices[index] for index in sorted(trained))).all()
     held_out = [index for index in range(len(pictures)) if index not in trained]
-    trained_files = {pictures.pictures[index].path.name for index in trained}
     cut = [text for text in texts if windows_of(text) > windows]
     alike = near_duplicates.groups([picture.fingerprint for picture in pictures.pictures])
     return DataReport(
@@ -140,7 +140,7 @@ def look_at(
         enlarged=tuple(names[index] for index in sorted(enlarged)),
         alike=tuple(tuple(names[index] for index in group) for group in alike),
         cut=tuple(CutCaption(text, kept_part(text, windows, windows_of)) for text in cut),
-        opaque=tuple(name for name in opaque if name in trained_files),
+        opaque=tuple(names[index] for index in opaque if index in trained),
         unseen=tuple(names[index] for index in sorted(unseen)),
         held_out=tuple(names[index] for index in held_out),
         passed_over=_passed_over(pictures),
