@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-import stamina
+import tenacity
 import yaml
 from kubernetes import client, watch
 from kubernetes.client.exceptions import ApiException
@@ -20,12 +20,14 @@ Object = dict[str, object]
 
 def eventually(ask: Callable[[], Thing], *, seconds: float, on: type[Exception] = AssertionError) -> Thing:
     """What ``ask`` returns once it no longer raises ``on``; after ``seconds`` its last error is raised."""
-    for attempt in stamina.retry_context(
-        on=on, attempts=None, timeout=seconds * PATIENCE, wait_initial=0.3, wait_max=2.0, wait_jitter=0.2
-    ):
-        with attempt:
-            return ask()
-    raise AssertionError("not reached: the last attempt raises")
+    # not stamina, which tells the log of each attempt: a test that fails would end in a thousand lines of them
+    patient = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(on),
+        stop=tenacity.stop_after_delay(seconds * PATIENCE),
+        wait=tenacity.wait_exponential(multiplier=0.3, max=2),
+        reraise=True,
+    )
+    return patient(ask)
 
 
 class Watched:
