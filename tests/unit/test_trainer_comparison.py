@@ -69,9 +69,9 @@ def test_the_table_shows_every_seed_that_there_is_and_what_is_missing() -> None:
         "|  | seeds | size | s/step | training | to fidelity 0.85 | peak memory | fidelity | leak |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         "| base model |  |  |  |  |  |  | 0.00 | 0.00 |",
-        "| figure-lora | 2 | 3.0 MB | 0.200 ± 0.000 | 20.5 s ± 6.4 s | 21.0 s (1 of 2) | 900.0 MB ± 0 B | 0.85 ± 0.64 "
+        "| figure-lora | 2 | 3.1 MB | 0.200 ± 0.000 | 20.5 s ± 6.4 s | 21.0 s (1 of 2) | 943.7 MB ± 0 bytes | 0.85 ± 0.64 "
         "| 0.25 ± 0.00 |",
-        "| figure-ti | 1 | 3.9 kB | 0.200 | 20.0 s | – | 900.0 MB | 0.00 | – |",
+        "| figure-ti | 1 | 4.0 kB | 0.200 | 20.0 s | – | 943.7 MB | 0.00 | – |",
     ]
 
 
@@ -89,7 +89,7 @@ def test_the_summary_says_from_how_many_seeds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "words"), [(12, "12 B"), (4000, "3.9 kB"), (5_500_000, "5.2 MB"), (4 << 30, "4.0 GB")]
+    ("count", "words"), [(12, "12 bytes"), (4000, "4.0 kB"), (5_500_000, "5.5 MB"), (4 << 30, "4.3 GB")]
 )
 def test_sizes_for_people(count: int, words: str) -> None:
     assert size(count) == words

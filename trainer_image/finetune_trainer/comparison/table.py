@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from rich.filesize import decimal
+
 from finetune_trainer.comparison.rows import Row, by_name, seconds_to
 from finetune_trainer.comparison.spread import Spread, spread
 
@@ -17,7 +19,6 @@ FIGURES = {
     "nearCopies": "near copies",
 }
 """Names of judged figures → heads of columns."""
-MIB = 1024 * 1024
 
 
 def markdown(rows: Sequence[Row], fidelity: float) -> str:
@@ -63,12 +64,8 @@ def summary(rows: Sequence[Row], fidelity: float) -> dict[str, dict[str, object]
 
 
 def size(count: float) -> str:
-    """Bytes for people."""
-    if count < 1024:
-        return f"{count:.0f} B"
-    if count < MIB:
-        return f"{count / 1024:.1f} kB"
-    return f"{count / MIB:.1f} MB" if count < 1024 * MIB else f"{count / (1024 * MIB):.1f} GB"
+    """Bytes for people: 1000 of them are a kB."""
+    return decimal(round(count))
 
 
 def with_interval(one: Spread, text: Callable[[float], str]) -> str:
