@@ -1,7 +1,8 @@
 """Which judged step is the best one, and when there is no more to hope for. Pure functions.
 
 The rule: the highest fidelity among the steps whose leak is at most `max_leak`; of equal ones the earlier. Where no
-step is under the limit, the one with the lowest leak. A run without a figure for leak has none.
+step is under the limit, the one with the greatest fidelity minus leak: the lowest leak alone would choose a step that
+has learned nothing yet. A run without a figure for leak has none.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ def best_of(history: Sequence[JudgedStep], max_leak: float) -> JudgedStep | None
     if not history:
         return None
     within = [one for one in history if _value(one, "leak") <= max_leak]
-    # min and max keep the first of equal ones
+    # max keeps the first of equal ones
     if within:
         return max(within, key=lambda one: _value(one, "fidelity"))
-    return min(history, key=lambda one: _value(one, "leak"))
+    return max(history, key=lambda one: _value(one, "fidelity") - _value(one, "leak"))
 
 
 def gives_up(history: Sequence[JudgedStep], max_leak: float, patience: int | None) -> bool:
