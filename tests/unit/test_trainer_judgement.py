@@ -326,7 +326,7 @@ def steps(*rows: tuple[float, float | None]) -> list[JudgedStep]:
         ([(0.5, 0.0), (0.9, 0.1), (0.7, 0.0)], 20),
         ([(0.5, 0.0), (0.9, 0.21), (0.7, 0.2)], 30),
         ([(0.9, 0.1), (0.9, 0.0)], 10),
-        ([(0.1, 0.3), (0.9, 0.5), (0.8, 0.4)], 20),  # none under the limit: the lowest leak has learned nothing
+        ([(0.1, 0.3), (0.9, 0.5), (0.6, 0.4)], 20),  # none under the limit: the lowest leak has learned nothing
         ([(0.9, 0.5), (0.1, 0.2)], 20),
         ([(0.5, None), (0.6, None)], 20),
     ],
