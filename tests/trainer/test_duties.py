@@ -11,6 +11,7 @@ from finetune_trainer.exports import export_weights
 from finetune_trainer.families import Family
 from finetune_trainer.telemetry.listener import StepReport
 from support.duties import Scripted
+from support.power_cut import KillsAt, PowerCut
 from support.training import Memory, Trained, make_run, train_once
 
 
@@ -21,23 +22,6 @@ def run_of(**training: object) -> TrainingRun:
 def exported(run: TrainingRun, family: Family, outcome: Trained, folder: Path) -> dict[str, bytes]:
     files = export_weights(run, family, [method.result() for method in outcome.methods], folder / "export")
     return {path.name: path.read_bytes() for path in files}
-
-
-class PowerCut(BaseException):
-    """Nothing in the trainer can catch it."""
-
-
-class KillsAt(Memory):
-    """Pulls the plug when a step is done, before its duties."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.fatal_step = step
-
-    def step(self, report: StepReport) -> None:
-        super().step(report)
-        if report.step == self.fatal_step:
-            raise PowerCut
 
 
 def test_duties_see_the_averages_and_modules_that_do_not_train(tiny_sd: Path, pictures: Path, tmp_path: Path) -> None:

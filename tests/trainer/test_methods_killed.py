@@ -8,8 +8,8 @@ import pytest
 import torch
 from finetune_api import TrainingRun
 from finetune_trainer.families import Family
-from finetune_trainer.telemetry.listener import StepReport
 from support.method_cases import METHODS
+from support.power_cut import KillsAt, PowerCut
 from support.training import PRIOR, Memory, make_run, train_once
 from torch import Tensor
 
@@ -24,23 +24,6 @@ CASES: dict[str, dict[str, dict[str, object]]] = {
     "hypernetwork": {"hypernetwork": METHODS["hypernetwork"]["hypernetwork"] | DROPOUT},
 }
 Ended = tuple[dict[str, Tensor], tuple[float, ...]]
-
-
-class PowerCut(BaseException):
-    """Nothing in the trainer can catch it, as nothing can catch SIGKILL."""
-
-
-class KillsAt(Memory):
-    """Pulls the plug when a step is done, before it can be saved."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.fatal_step = step
-
-    def step(self, report: StepReport) -> None:
-        super().step(report)
-        if report.step == self.fatal_step:
-            raise PowerCut
 
 
 def run_for(case: str) -> TrainingRun:

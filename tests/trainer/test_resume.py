@@ -14,27 +14,10 @@ from finetune_trainer.exports import export_weights
 from finetune_trainer.families import Family
 from finetune_trainer.publish.file_store import FileStore
 from finetune_trainer.telemetry.board import Board
-from finetune_trainer.telemetry.listener import StepReport
+from support.power_cut import KillsAt, PowerCut
 from support.training import Memory, Trained, make_pictures, make_run, train_once
 
 STEPS = 9
-
-
-class PowerCut(BaseException):
-    """Nothing in the trainer can catch it, as nothing can catch SIGKILL."""
-
-
-class KillsAt(Memory):
-    """Pulls the plug when a step is done, before it can be saved."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.fatal_step = step
-
-    def step(self, report: StepReport) -> None:
-        super().step(report)
-        if report.step == self.fatal_step:
-            raise PowerCut
 
 
 def run_for(technique: str) -> TrainingRun:
