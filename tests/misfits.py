@@ -152,6 +152,16 @@ MISFITS = (
         {"defaults": {"training": {"scheduler": {"warmupSteps": 20}}}},
         f"spec.training.scheduler.warmupSteps is 20 by default but the training has 20 steps: {NO_WARMUP_END}",
     ),
+    Misfit(
+        {"engine": {"nodes": 2}},
+        {"defaults": {"engine": {"kind": "Eager"}}},
+        "spec.engine.nodes is 2 but the engine's kind is Eager, which works in one process; use engine.kind: Auto",
+    ),
+    Misfit(
+        {"engine": {"kind": "Eager"}},
+        {"defaults": {"engine": {"processesPerNode": 4}}},
+        "spec.engine.processesPerNode is 4 by default but the engine's kind is Eager, which works in one process",
+    ),
     # --- all at once
     Misfit(
         {"training": {"steps": 900}, "image": "evil:1", "engine": {"nodes": 8}},
@@ -164,6 +174,8 @@ MISFITS = (
 FITS = (
     Misfit({"training": {"steps": 500}}, limits(maxSteps=500), "as many steps as allowed"),
     Misfit({"engine": {"nodes": 2}}, limits(maxNodes=2), "as many nodes as allowed"),
+    Misfit({"engine": {"kind": "Auto", "nodes": 2}}, {"defaults": {"engine": {"kind": "Eager"}}}, "a kind of its own"),
+    Misfit({"engine": {"nodes": 1}}, {"defaults": {"engine": {"kind": "Eager"}}}, "one process of the profile's kind"),
     Misfit({"training": {"epochs": 9}}, {"defaults": {"training": {"steps": 9}}}, "epochs in place of default steps"),
     Misfit({}, limits(allowedNamespaces=["team-a", NAMESPACE]), "an allowed namespace"),
     Misfit({"image": "trainer:1"}, limits(allowedImages=["trainer:0", "trainer:1"]), "an allowed image"),

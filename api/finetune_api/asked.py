@@ -165,6 +165,8 @@ STEPS = FirstOf(
 """Steps of the run; nothing where its length is in epochs. `resolve()` comes to the same number (tested)."""
 
 NODES = FirstOf((OfJob("engine.nodes"), OfProfile("defaults.engine.nodes")))
+PROCESSES_PER_NODE = FirstOf((OfJob("engine.processesPerNode"), OfProfile("defaults.engine.processesPerNode")))
+ENGINE = FirstOf((OfJob("engine.kind"), OfProfile("defaults.engine.kind")))
 WARMUP = FirstOf((OfJob("training.scheduler.warmupSteps"), OfProfile("defaults.training.scheduler.warmupSteps")))
 
 

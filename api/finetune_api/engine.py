@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, StringConstraints
 
 from finetune_api.base import Model
-from finetune_api.rules import NotYet, Rule
+from finetune_api.choices import ChoiceNeeds, MoreThanOneNotWith, OnlyForChoice
+from finetune_api.rules import Form, NotYet, OnlyWhen, Rule
 
 Quantity = Annotated[
     str,
@@ -15,22 +16,66 @@ Quantity = Annotated[
 ]
 
 
+EngineKind = Literal["Auto", "Eager", "Captured", "Compiled", "Replicated", "Sharded", "DeepSpeed"]
+ONE_PROCESS: tuple[EngineKind, ...] = ("Eager", "Captured", "Compiled")
+"""Kinds that work in a single process."""
+CARRIED_OUT: tuple[EngineKind, ...] = ("Auto", "Eager", "Replicated")
+"""Kinds that the trainer has; the others are refused. A test compares it with the trainer's own table."""
+CHOICE = ("kind", "zero_stage", "offload_optimizer", "offload_parameters", "nvme_path")
+"""Fields that belong together: whoever names a kind has chosen all of them."""
+ZERO_STAGE = 2
+"""Of DeepSpeed, where nobody names one."""
+
+
 class EngineSpec(Model):
-    """Processes, nodes and offload."""
+    """How steps are executed: the engine, its processes and nodes, and offload."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
+        NotYet("kind", "use Auto", allowed=CARRIED_OUT),
         NotYet("offloadOptimizer", "use None", allowed=("None",)),
         NotYet("offloadParameters", "use None", allowed=("None",)),
+        MoreThanOneNotWith("nodes", "kind", ONE_PROCESS, "which works in one process; use Auto"),
+        MoreThanOneNotWith("processesPerNode", "kind", ONE_PROCESS, "which works in one process; use Auto"),
+        OnlyWhen("zeroStage", "kind", "DeepSpeed"),
+        ChoiceNeeds(
+            "offloadOptimizer",
+            ("Cpu", "Nvme"),
+            (("kind", "DeepSpeed"),),
+            "since the other engines keep the optimizer's state beside the parameters",
+        ),
+        ChoiceNeeds(
+            "offloadParameters",
+            ("Cpu", "Nvme"),
+            (("zeroStage", 3), ("kind", "Sharded")),
+            "since the others keep all parameters where they compute",
+        ),
+        ChoiceNeeds("offloadOptimizer", ("Nvme",), (("zeroStage", 3),), "as DeepSpeed has it with that stage alone"),
+        ChoiceNeeds("offloadParameters", ("Nvme",), (("zeroStage", 3),), "as DeepSpeed has it with that stage alone"),
+        ChoiceNeeds("offloadOptimizer", ("Nvme",), (("nvmePath", None),), "a folder on the disk to use"),
+        ChoiceNeeds("offloadParameters", ("Nvme",), (("nvmePath", None),), "a folder on the disk to use"),
+        OnlyForChoice("nvmePath", ("offloadOptimizer", "offloadParameters"), "Nvme"),
+        Form("nvmePath", r"^/.+$", "an absolute path, such as /scratch/offload"),
     )
 
     nodes: Annotated[int, Field(ge=1, le=64)] = 1
     """Pods that train together."""
     processes_per_node: Annotated[int, Field(ge=1, le=16)] = 1
     """Processes in each pod, one for each GPU."""
-    offload_optimizer: Literal["None", "Cpu"] = "None"
-    """Keep the optimizer's state in the host's memory (for small GPUs)."""
-    offload_parameters: Literal["None", "Cpu"] = "None"
-    """Keep parameters in the host's memory until they are needed (for small GPUs)."""
+    kind: EngineKind = "Auto"
+    """Which engine executes the steps. Auto: the fastest one that fits, chosen when the training starts and told in the
+    log. Eager: torch as it is. Captured: the whole step as one CUDA graph. Compiled: by torch.compile, for long
+    trainings. Replicated: a copy in each process. Sharded: the parameters cut among the processes (FSDP2). DeepSpeed:
+    ZeRO, with offload for small GPUs."""
+    zero_stage: Annotated[int, Field(ge=1, le=3)] | None = None
+    """What kind: DeepSpeed cuts among the processes. 1: the optimizer's state; 2: gradients too; 3: parameters too.
+    Default: 2."""
+    offload_optimizer: Literal["None", "Cpu", "Nvme"] = "None"
+    """Keep the optimizer's state in the host's memory or on its disk (for small GPUs; kind: DeepSpeed)."""
+    offload_parameters: Literal["None", "Cpu", "Nvme"] = "None"
+    """Keep parameters in the host's memory or on its disk until they are needed (for small GPUs; zeroStage: 3 or
+    kind: Sharded, which then keeps the optimizer's state there as well)."""
+    nvme_path: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
+    """Folder of the pod for offload to Nvme, on a fast disk."""
 
 
 class Resources(Model):

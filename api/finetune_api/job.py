@@ -67,7 +67,7 @@ class FineTuneJobSpec(Model):
     training: TrainingSpec | None = None
     """How long and how fast. Every field has a default that suits the technique."""
     engine: EngineSpec | None = None
-    """Processes and offload. Default: one process."""
+    """Which engine executes the steps, processes and offload. Default: one process, and the engine is chosen for it."""
     checkpoints: CheckpointsSpec | None = None
     """How often the state is saved so that nothing is lost with a node."""
     exports: ExportsSpec | None = None

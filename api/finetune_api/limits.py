@@ -12,7 +12,20 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import ClassVar
 
-from finetune_api.asked import NODES, STEPS, WARMUP, Asked, Namespace, OfJob, OfProfile, Value, endpoint_of
+from finetune_api.asked import (
+    ENGINE,
+    NODES,
+    PROCESSES_PER_NODE,
+    STEPS,
+    WARMUP,
+    Asked,
+    Namespace,
+    OfJob,
+    OfProfile,
+    Value,
+    endpoint_of,
+)
+from finetune_api.engine import ONE_PROCESS
 from finetune_api.rules import literal
 
 SHOWN = 400
@@ -34,6 +47,11 @@ class Limit(ABC):
     value: Value
     changeable: ClassVar[bool] = False
     """Whether the field may change after creation. Then a change is judged too, and only a change."""
+
+    @property
+    @abstractmethod
+    def held_against(self) -> str:
+        """What the value must fit, for the reference."""
 
     @property
     @abstractmethod
@@ -116,6 +134,10 @@ class OfLimits(Limit):
     """A value held against a field of the profile's limits."""
 
     limit: str
+
+    @property
+    def held_against(self) -> str:
+        return f"`limits.{self.limit}`"
 
     @property
     def variables(self) -> Mapping[str, str]:
@@ -232,6 +254,10 @@ class WarmupEnds(Limit):
     """Job and profile together make a warm-up that ends before the training does."""
 
     @property
+    def held_against(self) -> str:
+        return "the length of the training"
+
+    @property
     def words(self) -> str:
         return (
             f"{self._is} but the training has {{steps}} steps: the learning rate would "
@@ -252,6 +278,38 @@ class WarmupEnds(Limit):
 
     def _read_parts(self, value: object, asked: Asked) -> Mapping[str, str]:
         return {**super()._read_parts(value, asked), "steps": str(STEPS.read(asked))}
+
+
+@dataclass(frozen=True)
+class OneProcess(Limit):
+    """Job and profile together make a group, of an engine that works in one process."""
+
+    @property
+    def held_against(self) -> str:
+        return "the engine"
+
+    @property
+    def words(self) -> str:
+        return f"{self._is} but the engine's kind is {{kind}}, which works in one process; use engine.kind: Auto"
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        return {**super().variables, "engine": ENGINE.cel}
+
+    @property
+    def _within(self) -> str:
+        kinds = f"[{', '.join(map(literal, ONE_PROCESS))}]"
+        return f"{self._value}.value() <= 1 || !(variables.engine.orValue('Auto') in {kinds})"
+
+    def _exceeded(self, value: object, asked: Asked) -> bool:
+        return isinstance(value, int) and value > 1 and ENGINE.read(asked) in ONE_PROCESS
+
+    @property
+    def _parts(self) -> Mapping[str, str]:
+        return {**super()._parts, "kind": "variables.engine.value()"}
+
+    def _read_parts(self, value: object, asked: Asked) -> Mapping[str, str]:
+        return {**super()._read_parts(value, asked), "kind": str(ENGINE.read(asked))}
 
 
 SECTIONS = ("baseModel", "dataset", "output")
@@ -303,6 +361,8 @@ LIMITS: tuple[Limit, ...] = (
         for section in SECTIONS
     ),
     WarmupEnds("warmup", "spec.training.scheduler.warmupSteps", WARMUP),
+    OneProcess("nodes", "spec.engine.nodes", NODES),
+    OneProcess("processesPerNode", "spec.engine.processesPerNode", PROCESSES_PER_NODE),
 )
 
 

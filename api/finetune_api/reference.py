@@ -12,7 +12,7 @@ from typing import cast
 
 from finetune_api.crd import Schema, structural
 from finetune_api.job import FineTuneJob, FineTuneJobSpec
-from finetune_api.limits import LIMITS, OfLimits
+from finetune_api.limits import LIMITS
 from finetune_api.profile import FineTuneProfile
 from finetune_api.rules import Immutable
 
@@ -88,8 +88,7 @@ def _held_to_the_profile() -> list[str]:
         "| --- | --- | --- |",
     ]
     for limit in LIMITS:
-        against = f"`limits.{limit.limit}`" if isinstance(limit, OfLimits) else "the length of the training"
-        lines.append(f"| `{limit.field}` | {against} | {limit.words.replace('{by_default}', '')} |")
+        lines.append(f"| `{limit.field}` | {limit.held_against} | {limit.words.replace('{by_default}', '')} |")
     return lines
 
 

@@ -14,11 +14,12 @@ from pydantic.alias_generators import to_camel
 from finetune_api.base import Model
 from finetune_api.base_model import BaseModelSpec
 from finetune_api.dataset import DatasetSpec
-from finetune_api.engine import EngineSpec
+from finetune_api.engine import CHOICE, ZERO_STAGE, EngineSpec
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.methods import ClassImagesSpec, DreamBoothSpec, LoraSpec, MethodSpec, PriorPreservationSpec
 from finetune_api.outputs import OutputSpec, ValidationSpec
 from finetune_api.profile import FineTuneProfileSpec, ProfileDefaults
+from finetune_api.rules import to_snake
 from finetune_api.storage import Storage
 from finetune_api.techniques import TECHNIQUES, TechniqueDefaults
 from finetune_api.training import LossSpec, OptimizerSpec, SchedulerSpec
@@ -48,7 +49,7 @@ def resolve(spec: FineTuneJobSpec, profile: FineTuneProfileSpec | None, identity
         method=method,
         dataset=_with_storage(_dataset_with_resolution(spec, defaults), defaults.storage),
         training=training,
-        engine=_merged(EngineSpec, spec.engine, defaults.engine),
+        engine=_engine(spec.engine, defaults.engine),
         checkpoints=checkpoints,
         validation=_validation(spec, defaults, method),
         exports=spec.exports,
@@ -97,6 +98,20 @@ def _training(spec: FineTuneJobSpec, defaults: ProfileDefaults, technique: Techn
     ):
         builtin["steps"] = technique.steps
     return _merged(ResolvedTraining, job, below, builtin)
+
+
+def _engine(job: EngineSpec | None, below: EngineSpec | None) -> EngineSpec:
+    """A kind and its options are one choice: a job that names a kind takes none of the profile's."""
+    values = below.wire() if below is not None else {}
+    if job is not None and "kind" in job.model_fields_set:
+        values = {key: value for key, value in values.items() if to_snake(key) not in CHOICE}
+    values = _overlay(values, job.wire() if job is not None else {})
+    if "Nvme" not in (values.get("offloadOptimizer"), values.get("offloadParameters")):
+        # the profile's, and the job wants nothing there
+        values.pop("nvmePath", None)
+    if values.get("kind") == "DeepSpeed":
+        values = {"zeroStage": ZERO_STAGE} | values
+    return EngineSpec.model_validate(values)
 
 
 def _method(method: MethodSpec, defaults: ProfileDefaults, training: ResolvedTraining) -> MethodSpec:

@@ -70,7 +70,7 @@ class TrainingRun(Model):
     training: ResolvedTraining
     """How long and how fast."""
     engine: EngineSpec
-    """Processes and offload."""
+    """Which engine executes the steps, processes and offload."""
     checkpoints: ResolvedCheckpoints
     """How often the state is saved."""
     validation: ValidationSpec
