@@ -27,6 +27,12 @@ Stage = Literal[
     "Publishing",
     "Done",
 ]
+Activity = Literal["data", "step", "checkpoint", "judging", "drawing"]
+"""What an attempt spends its time on: waiting for samples, computing steps, standing still for a checkpoint, judging,
+and drawing pictures of any kind. The rest is fetching, loading and publishing."""
+MemoryKind = Literal["resident", "device", "devicePeak"]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Duration = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
 
 Figure = Annotated[str, StringConstraints(pattern=r"^[a-z][A-Za-z0-9]{0,39}$")]
@@ -41,6 +47,22 @@ class Judgement(Model):
     """Name → value, such as fidelity and leak."""
     best_step: Int32 | None = None
     """The best step so far by the rule of spec.judgement."""
+
+
+class Performance(Model):
+    """How well an attempt uses its machine."""
+
+    time_shares: Annotated[dict[Activity, Share], Field(max_length=8)]
+    """Shares of the attempt's time so far."""
+    memory_bytes: Annotated[dict[MemoryKind, int], Field(max_length=3)]
+    """Memory by kind: of the process, on the GPU now, and on the GPU at most."""
+    step_seconds_p50: Duration | None = None
+    """Median time of the last steps, at most 1000, without the attempt's first."""
+    step_seconds_p99: Duration | None = None
+    """99 of 100 of these steps took no longer."""
+    mfu: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None = None
+    """Model FLOPs utilisation: what the steps' arithmetic would take at the device's measured peak, by what they
+    took. None where the peak is not measured: on a CPU."""
 
 
 class Progress(Model):
@@ -68,6 +90,8 @@ class Progress(Model):
     """Step at which this attempt went on; none when it began at the start."""
     judgement: Judgement | None = None
     """The latest figures; none before the first judgement."""
+    performance: Performance | None = None
+    """How well the machine is used; none before the first stage."""
 
 
 class Result(Model):

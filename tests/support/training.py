@@ -38,6 +38,7 @@ class Memory:
     checkpoints: list[int] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     judgements: list[JudgementReport] = field(default_factory=list)
+    activities: list[str] = field(default_factory=list)
     done: list[tuple[int, int]] = field(default_factory=list)
     resumed_from: int | None = None
 
@@ -55,6 +56,9 @@ class Memory:
 
     def judged(self, report: JudgementReport) -> None:
         self.judgements.append(report)
+
+    def spent(self, activity: str, seconds: float) -> None:
+        self.activities.append(activity)
 
     def work(self, done: int, total: int, what: str) -> None:
         self.done.append((done, total))

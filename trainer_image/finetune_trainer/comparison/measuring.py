@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from finetune_api import TrainingRun
-from finetune_api.progress import Stage
+from finetune_api.progress import Activity, Stage
 
 from finetune_trainer.comparison.rows import OnTheWay, Row, key_of
 from finetune_trainer.credentials import Credentials, Role
@@ -51,6 +51,9 @@ class Stopwatch:
         self.judged_on_the_way.append(OnTheWay(step=report.step, seconds=seconds, fidelity=fidelity))
 
     def checkpoint(self, step: int, seconds: float) -> None:
+        """Not a part of a step."""
+
+    def spent(self, activity: Activity, seconds: float) -> None:
         """Not a part of a step."""
 
     def work(self, done: int, total: int, what: str) -> None:

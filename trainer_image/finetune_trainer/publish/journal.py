@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from finetune_api import ExitCode
-from finetune_api.progress import Stage
+from finetune_api.progress import Activity, Stage
 
 from finetune_trainer.errors import RunError
 from finetune_trainer.publish.attempts import AttemptRecord, for_manifest, read_attempts, record_key, told
@@ -132,6 +132,9 @@ class Journal:
 
     def judged(self, report: JudgementReport) -> None:
         """Figures are in the checkpoints and in the manifest."""
+
+    def spent(self, activity: Activity, seconds: float) -> None:
+        """Shares of the time are in the report."""
 
     def work(self, done: int, total: int, what: str) -> None:
         """The stage says enough."""

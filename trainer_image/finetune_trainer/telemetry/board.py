@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import threading
 
-from finetune_api.progress import Judgement, Progress, Stage
+from finetune_api.progress import Activity, Judgement, Progress, Stage
 
+from finetune_trainer.telemetry.efficiency import Efficiency
 from finetune_trainer.telemetry.listener import JudgementReport, StepReport
 from finetune_trainer.telemetry.pace import Pace
 
@@ -19,6 +20,7 @@ class Board:
         self._pod_uid = pod_uid
         self._lock = threading.Lock()
         self._pace = Pace()
+        self._efficiency = Efficiency()
         self._stage: Stage = "Starting"
         self._step = 0
         self._total_steps = 0
@@ -28,11 +30,13 @@ class Board:
 
     def stage(self, name: Stage) -> None:
         with self._lock:
+            self._efficiency.stage(name)
             self._stage = name
 
     def begins(self, total_steps: int, resumed_from: int | None) -> None:
         """The stage Training comes after this, so that none of its answers lacks where the attempt went on."""
         with self._lock:
+            self._efficiency.begins(total_steps, resumed_from)
             self._step, self._total_steps = resumed_from or 0, total_steps
             self._resumed_from_step = resumed_from
             self._checkpoint_step = resumed_from
@@ -40,15 +44,22 @@ class Board:
     def step(self, report: StepReport) -> None:
         with self._lock:
             self._pace.add(report)
+            self._efficiency.step(report)
             self._step, self._total_steps = report.step, report.total_steps
 
     def checkpoint(self, step: int, seconds: float) -> None:
         with self._lock:
+            self._efficiency.checkpoint(step, seconds)
             self._checkpoint_step = step
 
     def judged(self, report: JudgementReport) -> None:
         with self._lock:
+            self._efficiency.judged(report)
             self._judgement = judgement_of(report)
+
+    def spent(self, activity: Activity, seconds: float) -> None:
+        with self._lock:
+            self._efficiency.spent(activity, seconds)
 
     def work(self, done: int, total: int, what: str) -> None:
         """Not part of Progress, which counts optimizer steps."""
@@ -71,6 +82,7 @@ class Board:
                 checkpoint_step=self._checkpoint_step,
                 resumed_from_step=self._resumed_from_step,
                 judgement=self._judgement,
+                performance=self._efficiency.performance() if self._stage != "Starting" else None,
             )
 
 

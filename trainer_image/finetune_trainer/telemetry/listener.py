@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from finetune_api.progress import Stage
+from finetune_api.progress import Activity, Stage
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,10 @@ class StepReport:
     """Training pictures of this step, over all micro-batches; class pictures are not counted."""
     seconds: float
     """Wall time of the step."""
+    data_seconds: float = 0.0
+    """Of these, waiting for the samples."""
+    ideal_seconds: float | None = None
+    """What the arithmetic of the step would take at the device's measured peak; None where that is not measured."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,9 @@ class Listener(Protocol):
     def judged(self, report: JudgementReport) -> None:
         """Pictures by the weights of a step were judged."""
 
+    def spent(self, activity: Activity, seconds: float) -> None:
+        """The training stood still so long for something that no other call tells the time of."""
+
     def work(self, done: int, total: int, what: str) -> None:
         """Counted work other than steps: pictures drawn, files fetched. `what` is a plural noun."""
 
@@ -96,6 +103,10 @@ class Listeners:
     def judged(self, report: JudgementReport) -> None:
         for listener in self._listeners:
             listener.judged(report)
+
+    def spent(self, activity: Activity, seconds: float) -> None:
+        for listener in self._listeners:
+            listener.spent(activity, seconds)
 
     def work(self, done: int, total: int, what: str) -> None:
         for listener in self._listeners:

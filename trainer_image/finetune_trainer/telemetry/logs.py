@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from finetune_api.progress import Stage
+from finetune_api.progress import Activity, Stage
 from pythonjsonlogger.json import JsonFormatter
 
 from finetune_trainer.telemetry.listener import JudgementReport, StepReport, told
@@ -92,6 +92,9 @@ class LogListener:
 
     def judged(self, report: JudgementReport) -> None:
         log.info("%s", told(report), extra={"step": report.step, "judgement": dict(report.figures)})
+
+    def spent(self, activity: Activity, seconds: float) -> None:
+        """The report has it."""
 
     def work(self, done: int, total: int, what: str) -> None:
         if done == total or self._due():

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from typing import get_args
 
-import psutil
-from finetune_api.progress import Stage
+from finetune_api.progress import Activity, Stage
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from finetune_trainer.telemetry.efficiency import Efficiency
 from finetune_trainer.telemetry.listener import JudgementReport, StepReport
 from finetune_trainer.telemetry.pace import Pace
+from finetune_trainer.telemetry.use import LABELS, Use
 
-LABELS = ("namespace", "finetunejob", "method")
-STEP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+STEP_BUCKETS = (0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Metrics:
@@ -22,7 +21,7 @@ class Metrics:
     def __init__(self, namespace: str, job: str, method: str) -> None:
         self.registry = CollectorRegistry()
         self._labels = (namespace, job, method)
-        self._pace = Pace()
+        self._pace, self._efficiency = Pace(), Efficiency()
         self._step = self._gauge("finetune_training_step", "Optimizer steps done")
         self._steps = self._gauge("finetune_training_steps", "Optimizer steps in all")
         self._loss = self._gauge("finetune_training_loss", "Loss of the last step")
@@ -51,22 +50,22 @@ class Metrics:
         self._phase = Gauge(
             "finetune_phase", "1 for the stage the trainer is in", (*LABELS, "phase"), registry=self.registry
         )
-        memory = Gauge("finetune_memory_bytes", "Memory in use", (*LABELS, "kind"), registry=self.registry)
-        process = psutil.Process()
-        memory.labels(*self._labels, "resident").set_function(lambda: process.memory_info().rss)
-        memory.labels(*self._labels, "device").set_function(device_memory)
+        self.registry.register(Use(self._labels, self._efficiency))
         self.stage("Starting")
 
     def stage(self, name: Stage) -> None:
+        self._efficiency.stage(name)
         for stage in get_args(Stage):
             self._phase.labels(*self._labels, stage).set(stage == name)
 
     def begins(self, total_steps: int, resumed_from: int | None) -> None:
+        self._efficiency.begins(total_steps, resumed_from)
         self._step.set(resumed_from or 0)
         self._steps.set(total_steps)
 
     def step(self, report: StepReport) -> None:
         self._pace.add(report)
+        self._efficiency.step(report)
         self._step.set(report.step)
         self._steps.set(report.total_steps)
         self._loss.set(report.loss)
@@ -77,6 +76,7 @@ class Metrics:
         self._images.inc(report.images)
 
     def checkpoint(self, step: int, seconds: float) -> None:
+        self._efficiency.checkpoint(step, seconds)
         self._checkpoints.inc()
         self._checkpoint_seconds.set(seconds)
 
@@ -87,6 +87,10 @@ class Metrics:
         if report.best_step is not None:
             self._best_step.labels(*self._labels).set(report.best_step)
         self._evaluation_seconds.inc(report.seconds)
+        self._efficiency.judged(report)
+
+    def spent(self, activity: Activity, seconds: float) -> None:
+        self._efficiency.spent(activity, seconds)
 
     def work(self, done: int, total: int, what: str) -> None:
         """Counted work has no metric: the stage says what is going on."""
@@ -99,9 +103,3 @@ class Metrics:
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, LABELS, registry=self.registry).labels(*self._labels)
-
-
-def device_memory() -> float:
-    """Bytes that torch holds on the GPU; 0 on a CPU, or before torch is loaded."""
-    torch = sys.modules.get("torch")
-    return float(torch.cuda.memory_allocated()) if torch is not None and torch.cuda.is_initialized() else 0.0

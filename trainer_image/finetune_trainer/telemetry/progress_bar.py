@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from finetune_api.progress import Stage
+from finetune_api.progress import Activity, Stage
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -58,6 +58,9 @@ class ProgressBar:
 
     def judged(self, report: JudgementReport) -> None:
         self._bar.console.print(told(report), highlight=False)
+
+    def spent(self, activity: Activity, seconds: float) -> None:
+        """The report has it."""
 
     def work(self, done: int, total: int, what: str) -> None:
         self._count(done, total, what)
