@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from finetune_trainer.describing import efficiency_of
 from finetune_trainer.telemetry.board import Board
 from finetune_trainer.telemetry.efficiency import WINDOW, Efficiency, quantile
 from finetune_trainer.telemetry.listener import JudgementReport, StepReport
@@ -129,3 +130,26 @@ def test_what_is_not_measured_has_no_sample() -> None:
 
 def test_memory_has_every_kind() -> None:
     assert set(memory()) == {"resident", "device", "devicePeak"}
+
+
+def test_the_report_has_it_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    gib = 2**30
+    monkeypatch.setattr(
+        "finetune_trainer.telemetry.efficiency.memory",
+        lambda: {"resident": 3 * gib, "device": gib, "devicePeak": 7 * gib},
+    )
+    clock = Clock()
+    efficiency = Efficiency(clock)
+    assert efficiency_of(efficiency)["Time of a step"] == "–", "of no step there is nothing to say"
+    for step in range(1, 4):
+        efficiency.step(report(step, seconds=1.54 if step == 3 else 0.035, data=0.01, ideal=0.01575))
+    efficiency.spent("drawing", 1.0)
+    clock.now += 10
+    assert efficiency_of(efficiency) == {
+        "Pictures a second": "5.08",
+        "Time of a step": "35.0 ms; 99 % within 1.54 s",
+        "Model FLOPs utilisation": "2.0%",
+        "Memory": "3.00 GiB",
+        "Memory of the GPU, at most": "7.00 GiB",
+        "Time went into": "data 0.3%, step 15.8%, checkpoint 0.0%, judging 0.0%, drawing 10.0%, the rest 73.9%",
+    }

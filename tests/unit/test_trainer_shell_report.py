@@ -110,6 +110,7 @@ def data(judgement: Judgement) -> ReportData:
         provenance={"Base model": "builtin://tiny-shapes"},
         learning_rates=[1e-3, 5e-4, 2e-4, 1e-4],
         dataset=[("Pictures too small", "1: a.png")],
+        efficiency={"Pictures a second": "5.08"},
         attempts=[("1", "2026-01-01", "–", "0 to 4", "this one")],
     )
 
@@ -130,7 +131,15 @@ def test_the_report_holds_everything_and_fetches_nothing(data: ReportData) -> No
     assert page.pictures["a circle, step 2, seed 0"].getpixel((8, 8)) == BLUE
     assert "<title>my &lt;dog&gt;</title>" in text
     assert "<script>" not in text
-    assert {"Judgement", "On the way", "Loss", "Learning rate", "Settings", "Provenance", "Attempts"} <= page.headings
+    assert {
+        "Judgement",
+        "On the way",
+        "Loss",
+        "Learning rate",
+        "Settings",
+        "Speed and memory",
+        "Provenance",
+    } <= page.headings
     assert "1: a.png" in text
 
 
@@ -175,7 +184,7 @@ def test_without_figures_and_losses_the_report_does_not_speak_of_them(data: Repo
     drawn = replace(data.pictures, judgement=None, on_the_way=())
     page = Page(render_report(replace(data, pictures=drawn, losses=[0.5], learning_rates=(), dataset=(), attempts=())))
     assert page.charts == []
-    assert page.headings == {"Before and after", "Training pictures", "Settings", "Provenance"}
+    assert page.headings == {"Before and after", "Training pictures", "Settings", "Speed and memory", "Provenance"}
 
 
 def test_attempts_in_rows() -> None:

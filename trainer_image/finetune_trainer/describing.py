@@ -10,6 +10,7 @@ from finetune_api.methods import TokenSpec
 from finetune_api.resolve import prior_of
 
 from finetune_trainer.data.pictures import PictureSet
+from finetune_trainer.telemetry.efficiency import Efficiency
 from finetune_trainer.training.loss import MIN_SNR_GAMMA
 
 if TYPE_CHECKING:
@@ -59,6 +60,29 @@ def provenance_of(
         "Device": device,
         "torch": torch.__version__,
     }
+
+
+def efficiency_of(efficiency: Efficiency) -> dict[str, object]:
+    """Label → value, of the attempt that finished the run; what was not measured says so."""
+    performance, pace = efficiency.performance(), efficiency.images_per_second
+    fast, slow = performance.step_seconds_p50, performance.step_seconds_p99
+    held = performance.memory_bytes
+    rows: dict[str, object] = {
+        "Pictures a second": "–" if pace is None else f"{pace:.2f}",
+        "Time of a step": "–" if fast is None or slow is None else f"{_seconds(fast)}; 99 % within {_seconds(slow)}",
+        "Model FLOPs utilisation": "not measured" if performance.mfu is None else f"{performance.mfu:.1%}",
+        "Memory": f"{held['resident'] / 2**30:.2f} GiB",
+    }
+    if held["devicePeak"]:
+        rows["Memory of the GPU, at most"] = f"{held['devicePeak'] / 2**30:.2f} GiB"
+    shares = performance.time_shares
+    told = [f"{name} {share:.1%}" for name, share in shares.items()]
+    rows["Time went into"] = ", ".join([*told, f"the rest {max(0.0, 1 - sum(shares.values())):.1%}"])
+    return rows
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.1f} ms"
 
 
 def _of_technique(run: TrainingRun) -> dict[str, object]:

@@ -34,7 +34,8 @@ from finetune_trainer.publish.store import Store
 from finetune_trainer.settings import Settings
 from finetune_trainer.showing import show_results
 from finetune_trainer.signals import Stop
-from finetune_trainer.telemetry.listener import Listener
+from finetune_trainer.telemetry.efficiency import Efficiency
+from finetune_trainer.telemetry.listener import Listener, Listeners
 from finetune_trainer.training.duties import Duty
 from finetune_trainer.training.loop import train
 
@@ -81,6 +82,8 @@ def make(
     Raises:
         RunError: with the exit code of how it ended; Interrupted once the state is saved.
     """
+    efficiency = Efficiency()
+    listener = Listeners([listener, efficiency])
     listener.stage("Preparing")
     prepared = prepare(run, inputs, settings.seat)
     dataset, family, methods, device = prepared.dataset, prepared.family, prepared.methods, prepared.device
@@ -124,7 +127,9 @@ def make(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     listener.stage("Evaluating")
-    show_results(folder, run, digest, inputs, dataset.pictures, device_name(device), outcome, drawn, journal)
+    show_results(
+        folder, run, digest, inputs, dataset.pictures, device_name(device), outcome, drawn, journal, efficiency
+    )
 
     listener.stage("Exporting")
     exported = export_weights(run, family, [method.result() for method in methods], folder)

@@ -10,11 +10,12 @@ from finetune_api import TrainingRun
 from PIL import Image
 
 from finetune_trainer.data.pictures import PictureSet
-from finetune_trainer.describing import provenance_of, settings_of
+from finetune_trainer.describing import efficiency_of, provenance_of, settings_of
 from finetune_trainer.evaluation.contact_sheet import contact_sheet
 from finetune_trainer.evaluation.found import Pictures
 from finetune_trainer.evaluation.report import ReportData, attempt_rows, render_report
 from finetune_trainer.publish.journal import Journal
+from finetune_trainer.telemetry.efficiency import Efficiency
 from finetune_trainer.training.loop import TrainOutcome
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def show_results(
     outcome: TrainOutcome,
     drawn: Pictures,
     journal: Journal,
+    efficiency: Efficiency,
 ) -> None:
     """Writes pictures/, contact_sheet.png, report.html and data_report.json into `folder`.
 
@@ -41,6 +43,7 @@ def show_results(
         pictures: the user's.
         device: what was trained on, for people.
         journal: what is known of earlier attempts.
+        efficiency: of this attempt.
     """
     shown = [picture.load() for picture in pictures.pictures[:SHOWN_TRAINING_PICTURES]]
     _save_pictures(folder / "pictures", drawn.before, drawn.after)
@@ -57,6 +60,7 @@ def show_results(
         learning_rates=outcome.learning_rates,
         dataset=outcome.data.rows(),
         attempts=attempt_rows(journal.attempts()),
+        efficiency=efficiency_of(efficiency),
     )
     (folder / "report.html").write_text(render_report(report), "utf-8")
     (folder / "data_report.json").write_text(outcome.data.to_json(), "utf-8")

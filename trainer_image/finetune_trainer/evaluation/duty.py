@@ -125,14 +125,18 @@ class JudgementDuty:
 class PicturesDuty:
     """Implements Duty: draws a few pictures for the report, and judges nothing."""
 
-    def __init__(self, every: int, look: LookNow) -> None:
+    def __init__(
+        self, every: int, look: LookNow, listener: Listener, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.every = every
         self.snapshots = Snapshots()
-        self._look = look
+        self._look, self._listener, self._clock = look, listener, clock
 
     def __call__(self, step: int) -> Said:
         """Draws with the model as it is after `step`."""
+        began = self._clock()
         self.snapshots.add(step, self._look().rows)
+        self._listener.spent("drawing", self._clock() - began)
         return Said()
 
     def state(self) -> dict[str, Any]:

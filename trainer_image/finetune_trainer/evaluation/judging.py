@@ -79,7 +79,7 @@ class Judging:
             )
         self._drawn: PicturesDuty | None = None
         if validation.every_steps is not None:
-            self._drawn = PicturesDuty(validation.every_steps, lambda: self._look(SEEDS, judged=False))
+            self._drawn = PicturesDuty(validation.every_steps, lambda: self._look(SEEDS, judged=False), listener)
 
     @property
     def duties(self) -> tuple[Duty, ...]:

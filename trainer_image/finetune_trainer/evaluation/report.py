@@ -43,6 +43,8 @@ class ReportData:
     """Of each step."""
     dataset: Sequence[tuple[str, str]] = ()
     """What was found in the pictures: label and value."""
+    efficiency: Mapping[str, object] = field(default_factory=dict)
+    """Label → value."""
     attempts: Sequence[tuple[str, ...]] = field(default=())
     """Of each attempt: number, begin, end, steps from and to, how it ended."""
 
