@@ -9,6 +9,7 @@ import math
 import re
 import urllib.error
 import urllib.request
+from dataclasses import replace
 
 import pytest
 from finetune_api import Progress, Result
@@ -206,6 +207,8 @@ def test_before_a_judgement_there_is_none() -> None:
 def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
     metrics = Metrics("team", "my-dog", "lora")
     metrics.judged(judged(1, 1, **dict.fromkeys(FIGURES, 0.5)))
+    for step in (1, 2):
+        metrics.step(replace(report(step), ideal_seconds=0.1))
     known = set(re.findall(r"^(finetune_\w+)", generate_latest(metrics.registry).decode(), re.MULTILINE))
     queries = [query for _, query in dashboard_queries(namespace="team", finetunejob="my-dog")]
     asked = {name for query in queries for name in re.findall(r"finetune_\w+", query)}
