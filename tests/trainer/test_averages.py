@@ -29,14 +29,14 @@ def test_averages_are_those_of_diffusers() -> None:
     for step in range(12):
         engine.step([batch_of(number=step)], 1.0)
         reference.step(module.parameters())
-        assert decay_of(step + 1) == reference.cur_decay_value
+        assert decay_of(torch.tensor(step + 1)) == reference.cur_decay_value
     state = engine.state().average
     assert state is not None
     assert state.updates == 12
     for average, theirs, live in zip(state.weights.values(), reference.shadow_params, module.parameters(), strict=True):
         assert torch.equal(average, theirs)
         assert not torch.equal(average, live)
-    assert decay_of(10**6) == 0.9999
+    assert decay_of(torch.tensor(10**6)) == 0.9999
 
 
 def test_averages_come_and_go_to_the_bit() -> None:
@@ -80,7 +80,8 @@ def test_averages_keep_to_what_their_weights_keep_to() -> None:
     assert not torch.equal(average.weights["second"], engine.weights()["second"])
     expected = torch.zeros_like(free)
     for update, value in enumerate(seen, 1):
-        expected = decay_of(update) * expected + (1 - decay_of(update)) * value
+        decay = decay_of(torch.tensor(update))
+        expected = decay * expected + (1 - decay) * value
     torch.testing.assert_close(average.weights["first"], expected)
     with engine.averaged():
         torch.testing.assert_close(module.second.norm(dim=1), torch.ones(16))

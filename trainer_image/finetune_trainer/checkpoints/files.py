@@ -4,7 +4,7 @@ pickled: a checkpoint comes back from a bucket that others may write to."""
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch import Tensor
 from finetune_trainer.digests import sha256_of
 from finetune_trainer.engines.average import AverageState
 from finetune_trainer.engines.base import EngineState
+from finetune_trainer.engines.loss_scale import ScaleState
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 AVERAGE, BEST = "average.safetensors", "best.safetensors"
@@ -53,6 +54,10 @@ class TrainingState:
     best: Best | None = None
     ended: bool = False
     """A duty said that more steps would not help."""
+    skipped: int = 0
+    """Steps so far that changed nothing, because their loss or gradient was not finite."""
+    skipped_in_a_row: int = 0
+    """Of these, the last ones."""
 
     @property
     def size(self) -> int:
@@ -82,6 +87,9 @@ def write_checkpoint(folder: Path, state: TrainingState, run_digest: str, attemp
         "digests": state.digests,
         "duties": state.duties,
         "ended": state.ended,
+        "skipped": state.skipped,
+        "skippedInARow": state.skipped_in_a_row,
+        "lossScale": asdict(state.engine.loss_scale) if state.engine.loss_scale is not None else None,
         "averageUpdates": state.engine.average.updates if state.engine.average is not None else None,
         "bestStep": state.best.step if state.best is not None else None,
     }
@@ -122,6 +130,8 @@ def read_checkpoint(folder: Path, run_digest: str) -> TrainingState:
         average = AverageState(load_file(folder / AVERAGE), rest["averageUpdates"])
     if BEST in manifest["files"]:
         best = Best(rest["bestStep"], load_file(folder / BEST))
-    engine = EngineState(load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER), average)
+    scale = ScaleState(**rest["lossScale"]) if rest["lossScale"] is not None else None
+    engine = EngineState(load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER), average, scale)
     losses, rates, duties = tuple(rest["losses"]), tuple(rest["learningRates"]), tuple(rest["duties"])
-    return TrainingState(rest["step"], engine, losses, rates, rest["digests"], duties, best, rest["ended"])
+    skips = rest["skipped"], rest["skippedInARow"]
+    return TrainingState(rest["step"], engine, losses, rates, rest["digests"], duties, best, rest["ended"], *skips)

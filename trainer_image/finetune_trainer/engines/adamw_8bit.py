@@ -80,6 +80,9 @@ class AdamW8bit(Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._books: dict[torch.device, tuple[Tensor, ...]] = {}
 
+    found_inf: Tensor | None = None
+    """As torch's fused optimizers have it: a step changes nothing where it is 1 (float32 scalar on the device)."""
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # no closure is run
         for group in self.param_groups:
@@ -89,21 +92,36 @@ class AdamW8bit(Optimizer):
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
-        step = state["step"] = state.get("step", 0) + 1
+        if not state:
+            self._begin(parameter)
+        step = state["step"]
+        step += 1 if self.found_inf is None else 1 - self.found_inf
         beta1, beta2 = group["betas"]
         first, root = self._moments(parameter)
-        first.lerp_(gradient, 1 - beta1)
-        root = root.square_().mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2).sqrt_()
+        first = first.lerp(gradient, 1 - beta1)
+        root = root.square().mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2).sqrt_()
         self._keep(parameter, first, root)
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        denominator = (root / (1 - beta2**step) ** 0.5).add_(group["eps"])
-        parameter.addcdiv_(first, denominator, value=-group["lr"] / (1 - beta1**step))
+        # in double precision, as Python would
+        correction1, correction2 = (1 - beta ** step.double() for beta in (beta1, beta2))
+        denominator = (root / correction2.sqrt().float()).add_(group["eps"])
+        update = first.div_(denominator).mul_((group["lr"] / correction1).float())
+        self._put(parameter, (parameter * (1 - group["lr"] * group["weight_decay"])).sub_(update))
+
+    def _begin(self, parameter: Tensor) -> None:
+        """Moments of zero. What is kept is written over from now on, and never moves."""
+        state = self.state[parameter]
+        state["step"] = torch.zeros((), device=parameter.device)
+        for name, table in zip(("first", "root"), self._books_on(parameter.device)[2:], strict=True):
+            state[name] = torch.zeros_like(parameter)
+            if parameter.numel() >= SMALLEST:
+                state[name], state[f"{name}_scale"] = quantise(state[name], table)
+
+    def _put(self, kept: Tensor, value: Tensor) -> None:
+        kept.copy_(value if self.found_inf is None else torch.where(self.found_inf > 0, kept, value))
 
     def _moments(self, parameter: Tensor) -> tuple[Tensor, Tensor]:
-        """First moment and the root of the second, float32, to be written over."""
+        """First moment and the root of the second, float32."""
         state = self.state[parameter]
-        if "first" not in state:
-            return torch.zeros_like(parameter), torch.zeros_like(parameter)
         if parameter.numel() < SMALLEST:
             return state["first"], state["root"]
         signed, unsigned, _, _ = self._books_on(parameter.device)
@@ -112,12 +130,15 @@ class AdamW8bit(Optimizer):
 
     def _keep(self, parameter: Tensor, first: Tensor, root: Tensor) -> None:
         state = self.state[parameter]
-        if parameter.numel() < SMALLEST:
-            state["first"], state["root"] = first, root
-            return
-        _, _, signed, unsigned = self._books_on(parameter.device)
-        state["first"], state["first_scale"] = quantise(first, signed)
-        state["root"], state["root_scale"] = quantise(root, unsigned)
+        for name, value, table in zip(
+            ("first", "root"), (first, root), self._books_on(parameter.device)[2:], strict=True
+        ):
+            if parameter.numel() < SMALLEST:
+                self._put(state[name], value)
+                continue
+            codes, scale = quantise(value, table)
+            self._put(state[name], codes)
+            self._put(state[f"{name}_scale"], scale)
 
     def _books_on(self, device: torch.device) -> tuple[Tensor, ...]:
         """The two books, signed first, and their tables."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from finetune_trainer.engines.copies import host_copy
+
 DECAY = 0.9999
 
 
@@ -21,11 +23,11 @@ class AverageState:
     updates: int
 
 
-def decay_of(update: int) -> float:
-    """How much of the average is kept in update `update` (1 for the first, which keeps nothing): Diffusers' warm-up,
-    so that the first weights are soon forgotten."""
-    done = update - 1
-    return min(DECAY, (1 + done) / (10 + done)) if done > 0 else 0.0
+def decay_of(update: Tensor) -> Tensor:
+    """How much of the average is kept in update `update` (int64 scalar, 1 for the first, which keeps nothing), as a
+    float64 scalar: Diffusers' warm-up, so that the first weights are soon forgotten."""
+    done = update.double() - 1
+    return torch.where(done > 0, ((1 + done) / (10 + done)).clamp(max=DECAY), 0.0)
 
 
 class Average:
@@ -34,13 +36,14 @@ class Average:
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self._parameters = parameters
         self.weights = {name: value.detach().float().clone() for name, value in parameters.items()}
-        self.updates = 0
+        # on the device too: whether a step counts is known there first
+        self.updates = torch.zeros((), dtype=torch.int64, device=next(iter(self.weights.values())).device)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """After each optimizer step."""
-        self.updates += 1
-        share = 1 - decay_of(self.updates)
+    def update(self, skipped: Tensor) -> None:
+        """After each optimizer step; where it was `skipped` (bool scalar on the device), nothing changes."""
+        self.updates += ~skipped
+        share = torch.where(skipped, 0.0, 1 - decay_of(self.updates)).float()
         for name, parameter in self._parameters.items():
             average = self.weights[name]
             average.sub_(share * (average - parameter))
@@ -56,14 +59,14 @@ class Average:
 
     def state(self) -> AverageState:
         """A copy."""
-        weights = {name: value.to("cpu", copy=True).contiguous() for name, value in self.weights.items()}
-        return AverageState(weights, self.updates)
+        weights = {name: host_copy(value) for name, value in self.weights.items()}
+        return AverageState(weights, int(self.updates))
 
     def load(self, state: AverageState) -> None:
         """Puts `state` back."""
         for name, value in self.weights.items():
             value.copy_(state.weights[name])
-        self.updates = state.updates
+        self.updates.fill_(state.updates)
 
     @torch.no_grad()
     def _swap(self) -> None:

@@ -12,25 +12,29 @@ from torch import Tensor, nn
 
 from finetune_trainer.data.samples import Batch
 from finetune_trainer.engines.average import AverageState
+from finetune_trainer.engines.loss_scale import ScaleState
 from finetune_trainer.errors import ConfigurationError
 from finetune_trainer.methods.base import ParameterGroup
 
 
 class NonFiniteLoss(ConfigurationError):
-    """The loss or the gradient became infinite or NaN; no weight was changed by that step.
+    """The loss or the gradient was infinite or NaN in too many steps; no weight was changed by them.
 
-    Not tried again: all that is drawn is a function of the step, so that another attempt would come to the same step
+    Not tried again: all that is drawn is a function of the step, so that another attempt would come to the same steps
     with the same weights and diverge once more."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Scalars on the device, float32."""
+    """Scalars on the device, float32 where nothing else is said. Reading one makes the host wait for the step."""
 
     loss: Tensor
     """Loss of the whole optimizer step, before the update."""
     grad_norm: Tensor
     """Length of the gradient before clipping."""
+    skipped: Tensor
+    """Bool: the loss or the gradient was infinite or NaN, so that the step changed no weight, nothing that the
+    optimizer remembers, and no average."""
     learning_rate: float
     """What the first group's update was multiplied by, with what the optimizer found out itself."""
 
@@ -44,6 +48,8 @@ class EngineState:
     """As engines.optimizers.optimizer_state names it."""
     average: AverageState | None = None
     """With training.ema."""
+    loss_scale: ScaleState | None = None
+    """With training.precision fp16."""
 
 
 class Engine(Protocol):
@@ -60,11 +66,8 @@ class Engine(Protocol):
         """
 
     def step(self, batches: Sequence[Batch], factor: float) -> StepResult:
-        """One optimizer step; `factor` multiplies each group's learning rate.
-
-        Raises:
-            NonFiniteLoss: and the weights are as they were.
-        """
+        """One optimizer step; `factor` multiplies each group's learning rate. A step whose loss or gradient is not
+        finite changes nothing, and says so."""
 
     def state(self) -> EngineState:
         """A copy of the state at a step's boundary."""

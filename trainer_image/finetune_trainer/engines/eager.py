@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from finetune_trainer.data.samples import Batch
 from finetune_trainer.engines.average import Average
-from finetune_trainer.engines.base import EngineState, NonFiniteLoss, StepResult
+from finetune_trainer.engines.base import EngineState, StepResult
+from finetune_trainer.engines.loss_scale import LossScale
 from finetune_trainer.engines.optimizers import (
     as_tensor,
     load_optimizer_state,
@@ -19,7 +20,9 @@ from finetune_trainer.engines.optimizers import (
     optimizer_state,
     rate_in_use,
     rates_of,
+    step_unless,
 )
+from finetune_trainer.engines.precision import autocast, precision_of
 from finetune_trainer.methods.base import ParameterGroup
 
 
@@ -37,31 +40,23 @@ class EagerEngine:
         self._parameters = {name: value for group in groups for name, value in group.parameters.items()}
         self._rates = rates_of(spec, groups)
         self._max_grad_norm = spec.max_grad_norm
-        self._bf16 = precision_of(spec, self._device) == "bf16"
+        self._precision = precision_of(spec, self._device)
+        self._loss_scale = LossScale(self._device) if self._precision == "fp16" else None
         self._optimizer = make_optimizer(spec, groups, self._rates)
         self._average = Average(self._parameters) if spec.ema else None
 
     def step(self, batches: Sequence[Batch], factor: float) -> StepResult:
-        total = self._gradients(batches)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm)
-        if not bool(torch.isfinite(total) & torch.isfinite(norm)):
-            self._optimizer.zero_grad(set_to_none=True)
-            raise NonFiniteLoss(f"the loss is {total.item():g} and its gradient {norm.item():g}")
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         rate = rate_in_use(self._optimizer)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        self._constrain(self._parameters)
-        if self._average is not None:
-            self._average.update()
-            # a mean of what keeps to a rule need not: that of vectors of one length is shorter
-            self._constrain(self._average.weights)
-        return StepResult(total, norm, rate)
+        total = self._gradients(batches)
+        norm, skipped = self._update(total)
+        return StepResult(total, norm, skipped, rate)
 
     def state(self) -> EngineState:
         average = self._average.state() if self._average is not None else None
-        return EngineState(self.weights(), optimizer_state(self._optimizer, self._parameters), average)
+        scale = self._loss_scale.state() if self._loss_scale is not None else None
+        return EngineState(self.weights(), optimizer_state(self._optimizer, self._parameters), average, scale)
 
     @torch.no_grad()
     def load(self, state: EngineState | None) -> None:
@@ -72,11 +67,15 @@ class EagerEngine:
             raise ValueError(f"the state belongs to other parameters: {', '.join(strange)} …")
         if (state.average is None) != (self._average is None):
             raise ValueError("the state belongs to another training.ema")
+        if (state.loss_scale is None) != (self._loss_scale is None):
+            raise ValueError("the state belongs to another training.precision")
         for name, parameter in self._parameters.items():
             parameter.copy_(state.weights[name])
         load_optimizer_state(self._optimizer, self._parameters, state.optimizer)
         if self._average is not None and state.average is not None:
             self._average.load(state.average)
+        if self._loss_scale is not None and state.loss_scale is not None:
+            self._loss_scale.load(state.loss_scale)
 
     def averaged(self) -> AbstractContextManager[None]:
         return self._average.swapped() if self._average is not None else nullcontext()
@@ -92,12 +91,35 @@ class EagerEngine:
             for name, parameter in self._parameters.items():
                 parameter.copy_(weights[name])
 
+    def _update(self, total: Tensor) -> tuple[Tensor, Tensor]:
+        """Clips the gradients and steps, unless they or the loss `total` are not finite; afterwards there are none. The
+        length of the gradient and whether the step was skipped, scalars on the device.
+
+        Nothing here asks the device for a number, but for what `step_unless` says of some optimizers."""
+        if self._loss_scale is not None:
+            self._loss_scale.unscale([one.grad for one in self._parameters.values() if one.grad is not None])
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm)
+        skipped = ~(torch.isfinite(total) & torch.isfinite(norm))
+        step_unless(self._optimizer, skipped)
+        self._optimizer.zero_grad(set_to_none=True)
+        self._constrain(self._parameters, skipped)
+        if self._average is not None:
+            self._average.update(skipped)
+            # a mean of what keeps to a rule need not: that of vectors of one length is shorter
+            self._constrain(self._average.weights, skipped)
+        if self._loss_scale is not None:
+            self._loss_scale.update(skipped)
+        return norm, skipped
+
     @torch.no_grad()
-    def _constrain(self, values: Mapping[str, Tensor]) -> None:
+    def _constrain(self, values: Mapping[str, Tensor], skipped: Tensor) -> None:
         for group in self._groups:
             if group.constraint is not None:
                 for name in group.parameters:
-                    group.constraint(values[name])
+                    value = values[name]
+                    kept = value.detach().clone()
+                    group.constraint(value)
+                    value.copy_(torch.where(skipped, kept, value))
 
     def _gradients(self, batches: Sequence[Batch]) -> Tensor:
         """Adds the step's gradient to the parameters; returns its loss."""
@@ -109,9 +131,12 @@ class EagerEngine:
     def _backward(self, module: nn.Module, batch: Batch, scale: float) -> Tensor:
         """Gradient of `scale` times the loss of one micro-batch; returns the loss."""
         with self._seeded(batch.seed):
-            with self._autocast():
+            with autocast(self._precision, self._device):
                 loss, _ = module(batch.to(self._device))
-            (loss if scale == 1 else loss * scale).backward()
+            scaled = loss if scale == 1 else loss * scale
+            if self._loss_scale is not None:
+                scaled = scaled * self._loss_scale.value
+            scaled.backward()
         return loss.detach()
 
     @contextmanager
@@ -121,11 +146,3 @@ class EagerEngine:
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
             yield
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        return torch.autocast(self._device.type, torch.bfloat16) if self._bf16 else nullcontext()
-
-
-def precision_of(spec: ResolvedTraining, device: torch.device) -> str:
-    """fp32 or bf16: what the run says, else bf16 on a GPU and fp32 on a CPU."""
-    return spec.precision or ("fp32" if device.type == "cpu" else "bf16")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from finetune_trainer.engines.adamw_8bit import AdamW8bit
+from finetune_trainer.engines.copies import host_copy
 from finetune_trainer.errors import ConfigurationError
 from finetune_trainer.methods.base import ParameterGroup
 
@@ -83,6 +84,17 @@ def make_optimizer(spec: ResolvedTraining, groups: Sequence[ParameterGroup], rat
         return Prodigy(of_groups, **shared, **moments, use_bias_correction=True, safeguard_warmup=True)
 
 
+def step_unless(optimizer: Optimizer, skipped: Tensor) -> None:
+    """A step of `optimizer`, which changes nothing where `skipped` (bool scalar on the device) is true. torch's own
+    AdamW and ours find that on the device; the other two count their steps in Python, and make the host wait for the
+    answer."""
+    if isinstance(optimizer, torch.optim.AdamW | AdamW8bit):
+        optimizer.found_inf = skipped.float()
+        optimizer.step()
+    elif not bool(skipped):
+        optimizer.step()
+
+
 def rate_in_use(optimizer: Optimizer) -> float:
     """What the next step multiplies an update with in the first group: the learning rate, and Prodigy's own
     estimate."""
@@ -118,9 +130,9 @@ def load_optimizer_state(
 
 
 def as_tensor(value: Tensor | int | float) -> Tensor:
-    """A copy on the CPU."""
+    """A copy on the CPU, as `host_copy` makes it."""
     if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True).contiguous()
+        return host_copy(value)
     return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
 
 

@@ -60,8 +60,11 @@ class ReplicatedEngine(EagerEngine):
         for parameter in self._parameters.values():
             self._from_leader(parameter)
         self._load_optimizer()
+        if self._loss_scale is not None:
+            state_of = self._loss_scale.state() if self._team.leads else None
+            self._loss_scale.load(self._team.share(state_of))
         if self._average is not None:
-            self._average.updates = self._team.share(self._average.updates)
+            self._from_leader(self._average.updates)
             for value in self._average.weights.values():
                 self._from_leader(value)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 POINTS = 300
 WINDOW = 20
@@ -39,7 +40,8 @@ class Chart:
 
 def loss_curve(losses: Sequence[float], width: float, height: float) -> Curve | None:
     """The curve of `losses`, one for each step from the first on; None when there are fewer than two."""
-    finite = [loss if math.isfinite(loss) else 0.0 for loss in losses]
+    # a step whose loss is not finite changed nothing
+    finite = list(accumulate(losses, lambda last, loss: loss if math.isfinite(loss) else last, initial=0.0))[1:]
     if len(finite) < 2:
         return None
     means = moving_mean(finite, WINDOW)

@@ -15,7 +15,7 @@ from finetune_trainer.data.draw import Purpose, draw
 from finetune_trainer.data.held_out import held_out
 from finetune_trainer.data.latents import Crops, Latents, View
 from finetune_trainer.data.pictures import PictureSet
-from finetune_trainer.engines.eager import precision_of
+from finetune_trainer.engines.precision import autocast, precision_of
 from finetune_trainer.errors import Interrupted
 from finetune_trainer.evaluation.intervals import Figure, mean
 from finetune_trainer.evaluation.wording import Wording
@@ -57,7 +57,7 @@ class FixedNoiseLoss:
             should_stop: asked before each picture.
         """
         self._family, self._seed, self._should_stop = family, run.training.seed, should_stop
-        self._bf16 = precision_of(run.training, family.device) == "bf16"
+        self._precision = precision_of(run.training, family.device)
         side = run.dataset.resolution or family.resolution
         pictures = dataset.pictures
         held = held_out(run, len(pictures))
@@ -86,8 +86,7 @@ class FixedNoiseLoss:
         """
         # only now: a word that is being learned is one token before it is known, and several afterwards
         windows = windows_for(self._prompts, self._captions, self._family)
-        device = self._family.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self._bf16):
+        with autocast(self._precision, self._family.device):
             return {
                 name: mean([self._loss(sample, windows) for sample in samples])
                 for name, samples in self._samples.items()

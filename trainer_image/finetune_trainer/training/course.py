@@ -3,6 +3,7 @@ attempt goes on."""
 
 from __future__ import annotations
 
+import math
 import time
 
 from finetune_api.training_run import ResolvedCheckpoints
@@ -14,6 +15,7 @@ from finetune_trainer.errors import ConfigurationError, RunError
 from finetune_trainer.group.team import Team
 from finetune_trainer.telemetry.listener import Listener
 from finetune_trainer.training.duties import Roster
+from finetune_trainer.training.skips import Skips
 
 LOSS_WINDOW = 20
 
@@ -31,6 +33,7 @@ class Course:
         digests: dict[str, str],
         listener: Listener,
         team: Team,
+        skips: Skips,
     ) -> None:
         """
         Args:
@@ -38,9 +41,11 @@ class Course:
             checkpoints: None in all processes of a group but rank 0.
             often: when checkpoints are made.
             digests: of what is trained on.
+            skips: hear of each step elsewhere.
         """
         self._engine, self._module, self._roster, self._team = engine, module, roster, team
         self._checkpoints, self._often, self._digests, self._listener = checkpoints, often, digests, listener
+        self._skips = skips
         self.losses: list[float] = []
         """Of each step from the first one on, earlier attempts included."""
         self.learning_rates: list[float] = []
@@ -63,8 +68,8 @@ class Course:
 
     @property
     def loss(self) -> float:
-        """Mean over the last steps."""
-        window = self.losses[-LOSS_WINDOW:]
+        """Mean over the last steps, those without a finite one left out."""
+        window = [loss for loss in self.losses[-LOSS_WINDOW:] if math.isfinite(loss)]
         return sum(window) / len(window) if window else 0.0
 
     def resume(self) -> int | None:
@@ -75,11 +80,12 @@ class Course:
         told = None
         if found is not None:
             best = None if found.best is None else Best(found.best.step, {})
-            told = (list(found.losses), list(found.learning_rates), best, found.ended)
+            skipped = (found.skipped, found.skipped_in_a_row)
+            told = (list(found.losses), list(found.learning_rates), best, found.ended, skipped)
         told = self._team.share(told)
         if told is None:
             return None
-        self.losses, self.learning_rates, self.best, self.ended = told
+        self.losses, self.learning_rates, self.best, self.ended, (self._skips.count, self._skips.in_a_row) = told
         self._engine.load(found.engine if found is not None else None)
         self._roster.load(found.duties if found is not None else ())
         if found is not None:
@@ -131,6 +137,8 @@ class Course:
             duties,
             self.best,
             self.ended,
+            self._skips.count,
+            self._skips.in_a_row,
         )
         saved = _save(self._checkpoints, state, self._listener)
         self._saved_at = time.monotonic()

@@ -16,7 +16,8 @@ from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.data.report import DataReport
 from finetune_trainer.digests import sha256_of
-from finetune_trainer.engines import NonFiniteLoss, make_engine
+from finetune_trainer.engines import make_engine
+from finetune_trainer.engines.precision import precision_of
 from finetune_trainer.families.base import Family
 from finetune_trainer.group.team import ALONE, Team
 from finetune_trainer.methods import Files, Method, NoFiles, needs_of
@@ -26,6 +27,7 @@ from finetune_trainer.training.course import Course
 from finetune_trainer.training.duties import Duty, Roster
 from finetune_trainer.training.making_samples import make_samples
 from finetune_trainer.training.schedule import check_warmup, learning_rate_factor, total_steps
+from finetune_trainer.training.skips import Skips
 from finetune_trainer.training.step_module import StepModule
 
 
@@ -47,6 +49,8 @@ class TrainOutcome:
     """Step of the newest checkpoint that another attempt can go on from; 0 without."""
     best_step: int | None
     """Step whose weights a duty found best, and which the family therefore has now; None: those of the last step."""
+    skipped: int
+    """Steps that changed nothing, because their loss or gradient was not finite."""
     data: DataReport
     """On what was trained on."""
 
@@ -104,7 +108,8 @@ def train(
     starts = _digests_of(starting_uris(run.method), files or NoFiles())
     digests = {"model": family.digest, "classPictures": classes.digest, **samples.digests, **starts}
     roster = Roster(duties, team, total)
-    course = Course(engine, module, roster, checkpoints, run.checkpoints, digests, listener, team)
+    skips = Skips(precision_of(spec, family.device), total)
+    course = Course(engine, module, roster, checkpoints, run.checkpoints, digests, listener, team, skips)
 
     resumed_from = course.resume()
     listener.begins(total, resumed_from)
@@ -112,19 +117,20 @@ def train(
     course.attend()
     while not (course.step >= total or course.ended or course.interrupted or team.any(should_stop())):
         began = time.monotonic()
-        try:
-            factor = learning_rate_factor(spec.scheduler, course.step, total)
-            result = engine.step(samples.step(course.step), factor)
-        except NonFiniteLoss as error:
-            raise _placed(error, course.step, total) from error
-        course.advance(float(result.loss), result.learning_rate)
+        factor = learning_rate_factor(spec.scheduler, course.step, total)
+        result = engine.step(samples.step(course.step), factor)
+        loss, grad_norm = float(result.loss), float(result.grad_norm)
+        course.advance(loss, result.learning_rate)
+        skipped = skips.hear(course.step, loss, grad_norm, bool(result.skipped))
+        if skipped is not None:
+            listener.message(skipped)
         listener.step(
             StepReport(
                 step=course.step,
                 total_steps=total,
                 loss=course.loss,
                 learning_rate=result.learning_rate,
-                grad_norm=float(result.grad_norm),
+                grad_norm=grad_norm,
                 images=samples.pictures_per_step,
                 seconds=time.monotonic() - began,
             )
@@ -146,6 +152,7 @@ def train(
         resumed_from,
         course.saved_step,
         course.best.step if course.best is not None else None,
+        skips.count,
         samples.report,
     )
 
@@ -162,16 +169,3 @@ def compute_twice(part: nn.Module) -> None:
 def _digests_of(uris: Mapping[str, str], files: Files) -> dict[str, str]:
     """SHA-256 of each file that a technique starts from, by the field that names it (`uris`: URI → field)."""
     return {field: sha256_of(files.path(uri)) for uri, field in uris.items()}
-
-
-def _placed(error: NonFiniteLoss, step: int, total: int) -> NonFiniteLoss:
-    """`error` with the step, 0 for the first, and its remedy."""
-    if step == 0:
-        return NonFiniteLoss(
-            f"step 1 of {total}: {error}, before any weight was changed: the base model does not stand this "
-            "precision, or its weights are damaged; use training.precision fp32, or another baseModel"
-        )
-    return NonFiniteLoss(
-        f"step {step + 1} of {total}: {error}: the training diverged, and would again; use a smaller "
-        "training.learningRate, or training.precision fp32"
-    )
