@@ -1,0 +1,114 @@
+"""What DeepSpeed is told for a run, and what it cannot do. Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from finetune_api.engine import EngineSpec
+from finetune_api.training_run import ResolvedTraining
+
+from finetune_trainer.engines.loss_scale import FIRST, INTERVAL
+from finetune_trainer.engines.precision import Precision
+from finetune_trainer.errors import ConfigurationError
+
+LARGEST_BUCKET = 50_000_000
+"""Gradients that travel together. DeepSpeed's own 500 million are for models a hundred times as large, and would take
+half of a small GPU's memory."""
+LIVE_PARAMETERS = 100_000_000
+"""Parameters that stage 3 keeps on the GPU at a time when they are offloaded. DeepSpeed's own bound of a thousand
+million is more than a whole Stable Diffusion has, so that nothing would ever leave."""
+LARGEST_WHOLE = 100_000
+"""Parameters with fewer numbers stay whole in each process, as DeepSpeed has it: gathering them takes longer than they
+save memory. In a model so small that these would be most of it, those with fewer than a thousandth of its numbers."""
+
+
+def check_settings(engine: EngineSpec, spec: ResolvedTraining, precision: Precision, device: str) -> None:
+    """
+    `device` is cpu or cuda.
+
+    Raises:
+        ConfigurationError: DeepSpeed, or ZeRO, does not work like that.
+    """
+    if spec.optimizer.name != "AdamW":
+        raise ConfigurationError(
+            f"training.optimizer.name is {spec.optimizer.name}, but engine.kind DeepSpeed updates flat pieces of all "
+            "weights, whose shapes that optimizer would need; use AdamW, or another engine.kind"
+        )
+    if precision == "fp16" and device == "cpu":
+        raise ConfigurationError(
+            "training.precision is fp16, which DeepSpeed does not support on a CPU; use bf16 or fp32, or a GPU"
+        )
+    disk = on_disk(engine)
+    if disk and spec.ema:
+        raise ConfigurationError(
+            f"{disk[0]} is Nvme, and training.ema keeps its average in memory, which is no smaller than what was "
+            "moved to the disk; remove training.ema, or use Cpu"
+        )
+
+
+def on_disk(engine: EngineSpec) -> list[str]:
+    """Fields that ask for offload to a disk."""
+    places = {
+        "engine.offloadOptimizer": engine.offload_optimizer,
+        "engine.offloadParameters": engine.offload_parameters,
+    }
+    return [field for field, place in places.items() if place == "Nvme"]
+
+
+def deepspeed_config(
+    engine: EngineSpec, spec: ResolvedTraining, precision: Precision, device: str, parameters: int
+) -> dict[str, Any]:
+    """DeepSpeed's JSON configuration. The optimizer and the learning rates are ours.
+
+    Args:
+        device: cpu or cuda.
+        parameters: how many numbers the module has, frozen ones included.
+    """
+    stage = engine.zero_stage or 2
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "reduce_bucket_size": min(LARGEST_BUCKET, parameters),
+        "allgather_bucket_size": even(min(LARGEST_BUCKET, parameters)),
+    }
+    if engine.offload_optimizer != "None":
+        zero["offload_optimizer"] = _place(engine, engine.offload_optimizer, device)
+    if stage == 3:
+        zero["stage3_param_persistence_threshold"] = min(LARGEST_WHOLE, parameters // 1000)
+        zero["stage3_prefetch_bucket_size"] = min(LARGEST_BUCKET, parameters)
+    if engine.offload_parameters != "None":
+        zero["offload_param"] = _place(engine, engine.offload_parameters, device)
+        zero["stage3_max_live_parameters"] = zero["stage3_max_reuse_distance"] = LIVE_PARAMETERS
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": spec.batch_size,
+        "gradient_accumulation_steps": spec.gradient_accumulation_steps,
+        "gradient_clipping": spec.max_grad_norm,
+        "zero_optimization": zero,
+        # torch's fused AdamW, on the CPU too: DeepSpeed's own is C++ that is compiled when it is first used
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": None,
+    }
+    if precision == "bf16":
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+    if precision == "fp16":
+        # as the other engines scale the loss, so that a checkpoint's scale means the same
+        power = int(math.log2(FIRST))
+        config["fp16"] = {
+            "enabled": True,
+            "loss_scale": 0,
+            "initial_scale_power": power,
+            "loss_scale_window": INTERVAL,
+            "hysteresis": 1,
+        }
+    return config
+
+
+def even(number: int) -> int:
+    """DeepSpeed wants buckets of pairs."""
+    return number + number % 2
+
+
+def _place(engine: EngineSpec, place: str, device: str) -> dict[str, Any]:
+    told: dict[str, Any] = {"device": place.lower(), "pin_memory": device == "cuda"}
+    return told | {"nvme_path": engine.nvme_path} if place == "Nvme" else told

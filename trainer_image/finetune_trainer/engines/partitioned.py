@@ -1,0 +1,203 @@
+"""What engines share whose processes each hold a part of the weights: putting them together for checkpoints, drawing
+and export, and taking them apart again."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from finetune_api.training_run import ResolvedTraining
+from torch import Tensor, nn
+
+from finetune_trainer.engines.average import AverageState
+from finetune_trainer.engines.bare_module import BareModule
+from finetune_trainer.engines.base import EngineState
+from finetune_trainer.engines.eager import EagerEngine
+from finetune_trainer.engines.loss_scale import ScaleState
+from finetune_trainer.engines.optimizers import as_tensor, rates_of
+from finetune_trainer.engines.precision import precision_of
+from finetune_trainer.group.team import Team
+from finetune_trainer.methods.base import ParameterGroup
+
+Kept = Literal["weights", "exp_avg", "exp_avg_sq", "average"]
+"""What there is of each trained parameter, float32: itself, AdamW's moments, its average."""
+MOMENTS: tuple[Kept, ...] = ("exp_avg", "exp_avg_sq")
+
+
+class PartitionedEngine(EagerEngine):
+    """Implements Engine but for `prepare`, `step` and what is abstract here. AdamW only."""
+
+    gathers = True
+
+    def __init__(self, device: torch.device, team: Team) -> None:
+        super().__init__(device)
+        self._team = team
+
+    @abstractmethod
+    def _gather(self, name: str, kept: Kept) -> Tensor:
+        """The whole, float32, a new tensor. All processes at once."""
+
+    @abstractmethod
+    def _scatter(self, name: str, value: Tensor, kept: Kept) -> None:
+        """Puts this process's share of `value` in its place."""
+
+    @abstractmethod
+    def _publish(self) -> None:
+        """Weights were scattered: computes with them from now on. All processes at once."""
+
+    @abstractmethod
+    def _gather_frozen(self, parameter: nn.Parameter) -> Tensor:
+        """The whole of a parameter that is not trained, float32, a new tensor. All processes at once."""
+
+    @abstractmethod
+    def _steps(self) -> float | None:
+        """Steps that the optimizer has done; None before the first, when it has no moments."""
+
+    @abstractmethod
+    def _set_steps(self, steps: float | None) -> None:
+        """From now on the optimizer has done so many, with moments of zeros; None: it is as new."""
+
+    @abstractmethod
+    def _scale(self) -> ScaleState | None:
+        """With fp16."""
+
+    @abstractmethod
+    def _set_scale(self, state: ScaleState) -> None:
+        """With fp16: puts `state` back."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """No more steps: lets go of what the processes hold."""
+
+    def state(self) -> EngineState:
+        """Rank 0's is whole; what the others return is empty."""
+        steps = self._steps()
+        weights = self._collected("weights")
+        moments = {} if steps is None else {kept: self._collected(kept) for kept in MOMENTS}
+        optimizer = {f"{name}/{kept}": value for kept, values in moments.items() for name, value in values.items()}
+        if steps is not None:
+            optimizer |= {f"{name}/step": torch.tensor(steps) for name in weights}
+        average = AverageState(self._collected("average"), self._updates) if self._ema else None
+        return EngineState(weights, optimizer, average, self._scale())
+
+    @torch.no_grad()
+    def load(self, state: EngineState | None) -> None:
+        if self._team.leads:
+            self._check(state)
+        told = None if state is None else _told(state)
+        steps, self._updates, scale = self._team.share(told)
+        if scale is not None:
+            self._set_scale(scale)
+        given = state if state is not None else EngineState({}, {})
+        self._spread(given.weights, "weights")
+        self._publish()
+        self._set_steps(steps)
+        if steps is not None:
+            for kept in MOMENTS:
+                self._spread({name: given.optimizer.get(f"{name}/{kept}") for name in given.weights}, kept)
+        if self._ema:
+            self._spread({} if given.average is None else given.average.weights, "average")
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        with self._bare.filled(self._whole("average" if self._ema else "weights")):
+            self._is_whole = True
+            try:
+                yield
+            finally:
+                self._is_whole = False
+
+    def weights(self) -> dict[str, Tensor]:
+        """Within `averaged` any process may ask alone; elsewhere all at once, and rank 0 alone gets them."""
+        if self._is_whole:
+            return {name: as_tensor(value) for name, value in self._parameters.items()}
+        return self._collected("weights")
+
+    @torch.no_grad()
+    def settle(self, weights: Mapping[str, Tensor] | None) -> None:
+        given = self._team.share(weights is not None)
+        whole = self._whole("average" if self._ema and not given else "weights")
+        if given:
+            for key, name in self._names.items():
+                value = whole[key]
+                if weights is not None:
+                    value.copy_(weights[name])
+                dist.broadcast(value, src=0)
+        self._close()
+        self._bare.fill(whole)
+        self._is_whole = True
+
+    def _remember(self, module: nn.Module, groups: Sequence[ParameterGroup], spec: ResolvedTraining) -> None:
+        """What is asked of `module` before it is taken apart."""
+        self._groups = tuple(groups)
+        self._parameters = {name: value for group in groups for name, value in group.parameters.items()}
+        self._shapes = {name: value.shape for name, value in self._parameters.items()}
+        self._bare = BareModule(module)
+        trained = {id(value): name for name, value in self._parameters.items()}
+        self._names = {key: trained[id(v)] for key, v in self._bare.parameters.items() if id(v) in trained}
+        self._rates = rates_of(spec, groups)
+        self._max_grad_norm = spec.max_grad_norm
+        self._precision = precision_of(spec, self._device)
+        self._ema, self._updates, self._is_whole = spec.ema, 0, False
+
+    @torch.no_grad()
+    def _keep_constraints(self, kept: Kept) -> None:
+        """As EagerEngine._constrain, for weights or averages; every process comes to the same."""
+        changed = False
+        for group in self._groups:
+            for name in group.parameters if group.constraint is not None else ():
+                value = self._gather(name, kept)
+                group.constraint(value)  # type: ignore[misc]  # it is not None where there are names
+                self._scatter(name, value, kept)
+                changed = True
+        if changed and kept == "weights":
+            self._publish()
+
+    def _collected(self, kept: Kept) -> dict[str, Tensor]:
+        """CPU tensors in rank 0; one after the other, so that no other process ever holds all of them."""
+        found = {}
+        for name in self._parameters:
+            value = self._gather(name, kept)
+            if self._team.leads:
+                found[name] = as_tensor(value)
+        return found
+
+    def _spread(self, values: Mapping[str, Tensor | None], kept: Kept) -> None:
+        """Rank 0's `values`, to where they belong. What it does not have is zeros: a parameter that an optimizer has
+        not met yet has no moments."""
+        for name, shape in self._shapes.items():
+            value = values.get(name)
+            whole = torch.zeros(shape, device=self._device) if value is None else value.to(self._device, torch.float32)
+            whole = whole.contiguous()
+            dist.broadcast(whole, src=0)
+            self._scatter(name, whole, kept)
+
+    def _whole(self, kept: Kept) -> dict[str, Tensor]:
+        """All parameters of the module on the device, float32."""
+        return {
+            key: self._gather(self._names[key], kept).to(self._device)
+            if key in self._names
+            else self._gather_frozen(value).to(self._device)
+            for key, value in self._bare.parameters.items()
+        }
+
+    def _check(self, state: EngineState | None) -> None:
+        if state is None:
+            raise ValueError("rank 0 has nobody to get its state from")
+        if state.weights.keys() != self._parameters.keys():
+            strange = sorted(state.weights.keys() ^ self._parameters.keys())[:3]
+            raise ValueError(f"the state belongs to other parameters: {', '.join(strange)} …")
+        if (state.average is None) != (not self._ema):
+            raise ValueError("the state belongs to another training.ema")
+        if (state.loss_scale is None) != (self._precision != "fp16"):
+            raise ValueError("the state belongs to another training.precision")
+
+
+def _told(state: EngineState) -> tuple[float | None, int, ScaleState | None]:
+    """Steps of the optimizer, None before the first; updates of the average; the loss scale."""
+    steps = [float(value) for name, value in state.optimizer.items() if name.endswith("/step")]
+    return max(steps, default=None), 0 if state.average is None else state.average.updates, state.loss_scale
