@@ -19,6 +19,10 @@ def make_engine(spec: EngineSpec, device: torch.device, team: Team = ALONE) -> E
     Raises:
         ConfigurationError: it asks for offload, which this trainer does not have.
     """
+    if spec.kind == "DeepSpeed":
+        from finetune_trainer.engines.deepspeed import DeepSpeedEngine
+
+        return DeepSpeedEngine(spec, device, team)
     if spec.offload_optimizer != "None" or spec.offload_parameters != "None":
         raise ConfigurationError(
             "engine: this trainer keeps everything on its device; remove offloadOptimizer and offloadParameters"

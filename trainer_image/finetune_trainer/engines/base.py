@@ -70,7 +70,8 @@ class Engine(Protocol):
         finite changes nothing, and says so."""
 
     def state(self) -> EngineState:
-        """A copy of the state at a step's boundary."""
+        """A copy of the state at a step's boundary. All processes of a group call this at the same step: each may hold
+        a part of it, and only rank 0's result need be whole."""
 
     def load(self, state: EngineState | None) -> None:
         """Puts `state` back; in a group rank 0's, and None in the others, who get it from there. Raises ValueError
@@ -81,7 +82,7 @@ class Engine(Protocol):
         bit."""
 
     def weights(self) -> dict[str, Tensor]:
-        """A copy of the module's parameters as they are now, on the CPU."""
+        """A copy of the trained parameters as they are now, on the CPU; called and given as `state` is."""
 
     def settle(self, weights: Mapping[str, Tensor] | None) -> None:
         """The training is over: makes the module's parameters whole in this process, for drawing and export, and

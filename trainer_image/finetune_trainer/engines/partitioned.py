@@ -31,8 +31,6 @@ MOMENTS: tuple[Kept, ...] = ("exp_avg", "exp_avg_sq")
 class PartitionedEngine(EagerEngine):
     """Implements Engine but for `prepare`, `step` and what is abstract here. AdamW only."""
 
-    gathers = True
-
     def __init__(self, device: torch.device, team: Team) -> None:
         super().__init__(device)
         self._team = team
@@ -112,7 +110,6 @@ class PartitionedEngine(EagerEngine):
                 self._is_whole = False
 
     def weights(self) -> dict[str, Tensor]:
-        """Within `averaged` any process may ask alone; elsewhere all at once, and rank 0 alone gets them."""
         if self._is_whole:
             return {name: as_tensor(value) for name, value in self._parameters.items()}
         return self._collected("weights")
