@@ -2,13 +2,16 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from finetune_api import FineTuneJobSpec, RunIdentity, TrainingRun, resolve
 from finetune_api.resolve import prior_of
+from finetune_trainer.background import Background
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.data.class_images import ensure_class_images
 from finetune_trainer.data.dataset import Dataset, read_dataset
@@ -21,6 +24,8 @@ from finetune_trainer.telemetry.listener import JudgementReport, StepReport
 from finetune_trainer.training.duties import Duty
 from finetune_trainer.training.loop import TrainOutcome, train
 from PIL import Image
+
+T = TypeVar("T")
 
 PROMPT = "sks dog"
 PRIOR = {
@@ -65,6 +70,15 @@ class Memory:
 
     def message(self, text: str) -> None:
         self.messages.append(text)
+
+
+class Unhurried(Background):
+    """Work is done by the thread, and waited for: at which steps checkpoints stand does not depend on how long storing
+    them takes beside steps of a few milliseconds."""
+
+    def submit(self, work: Callable[[], T], then: Callable[[Future[T]], None]) -> None:
+        super().submit(work, then)
+        self.finish()
 
 
 def make_pictures(folder: Path, count: int = 3) -> Path:
@@ -120,9 +134,11 @@ def train_once(
     team: Team = ALONE,
     duties_of: Callable[[Family], Sequence[Duty]] = lambda family: (),
     methods: Sequence[Method] = (),
+    background: Background | None = None,
 ) -> tuple[Family, Trained]:
     """Everything that a pod does between fetching and exporting; `folder` plays its disk. `duties_of` gets the base
-    model before a technique is installed; `methods` are given where a duty must know them too."""
+    model before a technique is installed; `methods` are given where a duty must know them too. `background` is an
+    unhurried one where none is given."""
     listener = listener or Memory()
     family = load_family(model, torch.device("cpu"))
     prior = prior_of(run.method)
@@ -133,17 +149,19 @@ def train_once(
     checkpoints = Checkpoints(folder / "checkpoints", store, "checkpoints/", "run", attempt, run.checkpoints.keep)
     kept = checkpoints if team.leads else None
     methods = tuple(methods or make_methods(run.method, run.training.seed))
-    outcome = train(
-        run,
-        family,
-        methods,
-        dataset_of(run, pictures),
-        classes,
-        folder / "cache",
-        kept,
-        listener,
-        should_stop,
-        team,
-        duties=duties_of(family),
-    )
+    with background or Unhurried() as background:
+        outcome = train(
+            run,
+            family,
+            methods,
+            dataset_of(run, pictures),
+            classes,
+            folder / "cache",
+            kept,
+            listener,
+            should_stop,
+            team,
+            duties=duties_of(family),
+            background=background,
+        )
     return family, Trained(**vars(outcome), methods=methods)

@@ -3,53 +3,58 @@ attempt goes on."""
 
 from __future__ import annotations
 
-import math
 import time
+from concurrent.futures import Future
+from functools import partial
 
+import torch
 from finetune_api.training_run import ResolvedCheckpoints
 from torch import nn
 
+from finetune_trainer.background import Background
 from finetune_trainer.checkpoints import Best, Checkpoints, TrainingState
 from finetune_trainer.engines import Engine
+from finetune_trainer.engines.copies import Snapshot
 from finetune_trainer.errors import ConfigurationError, RunError
 from finetune_trainer.group.team import Team
 from finetune_trainer.telemetry.listener import Listener
 from finetune_trainer.training.duties import Roster
-from finetune_trainer.training.skips import Skips
-
-LOSS_WINDOW = 20
+from finetune_trainer.training.history import History, Past
 
 
 class Course:
-    """One process's view of it; all processes of a group have the same, but for what rank 0 alone keeps."""
+    """One process's view of it; all processes of a group have the same, but for what rank 0 alone keeps.
+
+    A checkpoint is copied at a step's boundary and stored in the background. At most one is on its way: another that
+    falls due meanwhile is made at the first boundary at which that one is done, of the state as it is then.
+    """
 
     def __init__(
         self,
         engine: Engine,
         module: nn.Module,
+        device: torch.device,
         roster: Roster,
+        history: History,
         checkpoints: Checkpoints | None,
         often: ResolvedCheckpoints,
         digests: dict[str, str],
         listener: Listener,
         team: Team,
-        skips: Skips,
+        background: Background,
     ) -> None:
         """
         Args:
-            engine: prepared with `module`.
+            engine: prepared with `module`, on `device`.
+            history: hears of each step elsewhere.
             checkpoints: None in all processes of a group but rank 0.
             often: when checkpoints are made.
             digests: of what is trained on.
-            skips: hear of each step elsewhere.
+            background: where they are stored.
         """
-        self._engine, self._module, self._roster, self._team = engine, module, roster, team
+        self._engine, self._module, self._device, self._roster = engine, module, device, roster
+        self._history, self._team, self._background = history, team, background
         self._checkpoints, self._often, self._digests, self._listener = checkpoints, often, digests, listener
-        self._skips = skips
-        self.losses: list[float] = []
-        """Of each step from the first one on, earlier attempts included."""
-        self.learning_rates: list[float] = []
-        """As losses; an optimizer may find them out itself, and so no function of the step gives them."""
         self.best: Best | None = None
         """Its weights are rank 0's alone; the others have none."""
         self.ended = False
@@ -59,18 +64,15 @@ class Course:
         self.saved_step = 0
         """Step of the newest checkpoint that another attempt can go on from."""
         self._saved_at = time.monotonic()
-        self._unsaved = False
+        self._due = False
+        self._on_its_way = False
+        self._changes = self._saved_changes = 0
+        """Steps and duties since the attempt began, now and in the newest checkpoint."""
 
     @property
     def step(self) -> int:
-        """Optimizer steps done."""
-        return len(self.losses)
-
-    @property
-    def loss(self) -> float:
-        """Mean over the last steps, those without a finite one left out."""
-        window = [loss for loss in self.losses[-LOSS_WINDOW:] if math.isfinite(loss)]
-        return sum(window) / len(window) if window else 0.0
+        """Optimizer steps done, or given to the device."""
+        return self._history.step
 
     def resume(self) -> int | None:
         """Puts back the newest checkpoint; its step, or None where the training starts anew. What the attempt before
@@ -80,12 +82,13 @@ class Course:
         told = None
         if found is not None:
             best = None if found.best is None else Best(found.best.step, {})
-            skipped = (found.skipped, found.skipped_in_a_row)
-            told = (list(found.losses), list(found.learning_rates), best, found.ended, skipped)
+            past = Past(found.losses, found.learning_rates, found.skipped, found.skipped_in_a_row)
+            told = (past, best, found.ended)
         told = self._team.share(told)
         if told is None:
             return None
-        self.losses, self.learning_rates, self.best, self.ended, (self._skips.count, self._skips.in_a_row) = told
+        past, self.best, self.ended = told
+        self._history.load(past)
         self._engine.load(found.engine if found is not None else None)
         self._roster.load(found.duties if found is not None else ())
         if found is not None:
@@ -93,68 +96,114 @@ class Course:
         self.saved_step, self._saved_at = self.step, time.monotonic()
         return self.step
 
-    def advance(self, loss: float, learning_rate: float) -> None:
-        """One more step is done."""
-        self.losses.append(loss)
-        self.learning_rates.append(learning_rate)
-        self._unsaved = True
+    @property
+    def has_duties(self) -> bool:
+        """Whether `attend` has anything to do now."""
+        return self._roster.is_due(self.step)
 
     def attend(self) -> None:
         """Carries out the duties that are due now, with the averaged weights where there are any, and keeps a copy
         of the weights when they are the best so far."""
-        if not self._roster.is_due(self.step):
+        if not self.has_duties:
             return
+        self._history.settle()
         # what is killed in the middle of a long duty loses no steps that should have been saved by then
-        if self._is_late:
-            self.save()
+        if self._agreed(self._is_late and not self._on_its_way):
+            self._save()
         self._module.eval()
         with self._engine.averaged():
             heard = self._roster.attend(self.step)
             if heard.better:
-                self.best = Best(self.step, self._engine.weights() if self._team.leads else {})
+                weights = self._engine.weights()
+                self.best = Best(self.step, weights if self._team.leads else {})
         self._module.train()
-        self.ended, self.interrupted, self._unsaved = self.ended or heard.stop, heard.interrupted, True
+        self.ended, self.interrupted = self.ended or heard.stop, heard.interrupted
+        self._changes += 1
 
-    def save_on_time(self) -> None:
-        """Saves when a checkpoint is due."""
+    def pass_boundary(self) -> None:
+        """After each step: hears what the background has done, and begins a checkpoint when one is due.
+
+        Raises:
+            ConfigurationError, OSError: an earlier checkpoint could not be stored, and none ever will.
+        """
+        self._changes += 1
+        self._background.hear()
         every = self._often.every_steps
-        if self._is_late or (every and self.step % every == 0):
-            self.save()
+        self._due = self._due or self._is_late or bool(every and self.step % every == 0)
+        if self._agreed(self._due and not self._on_its_way):
+            self._save()
 
-    def save(self) -> None:
-        """Saves, unless nothing happened since. Failing to is told, and costs no more than the steps since the last
-        checkpoint."""
-        if self._checkpoints is None or not self._unsaved:
-            return
-        began = time.monotonic()
-        duties = tuple(self._roster.state())
-        state = TrainingState(
-            self.step,
-            self._engine.state(),
-            tuple(self.losses),
-            tuple(self.learning_rates),
-            self._digests,
-            duties,
-            self.best,
-            self.ended,
-            self._skips.count,
-            self._skips.in_a_row,
-        )
-        saved = _save(self._checkpoints, state, self._listener)
-        self._saved_at = time.monotonic()
-        if saved:
-            self.saved_step, self._unsaved = self.step, False
-            self._listener.checkpoint(self.step, self._saved_at - began)
-
-    @property
-    def _is_late(self) -> bool:
-        return time.monotonic() - self._saved_at >= self._often.every_seconds
+    def finish(self) -> None:
+        """Waits for all that is on its way, and stores what happened since. Raises as `pass_boundary` does."""
+        self._history.settle()
+        self._background.finish()
+        # the checkpoint that was on its way may have all of it
+        if self._agreed(self._changes != self._saved_changes):
+            self._save()
+            self._background.finish()
 
     def settle(self) -> None:
         """The training is over: leaves the best weights, or the averaged ones, in the module, for drawing and
         export."""
         self._module.eval()
         self._engine.settle(self.best.weights if self.best is not None and self._team.leads else None)
+
+    @property
+    def _is_late(self) -> bool:
+        return time.monotonic() - self._saved_at >= self._often.every_seconds
+
+    def _agreed(self, wanted: bool) -> bool:
+        """What rank 0 wants: an engine's state may be in all processes, which then give it together."""
+        return self._team.any(wanted and self._checkpoints is not None)
+
+    def _save(self) -> None:
+        """Copies the state, and has it stored. Failing to is told, and costs no more than the steps since the last
+        checkpoint."""
+        began = time.monotonic()
+        self._due, self._saved_at = False, began
+        with Snapshot(self._device) as snapshot:
+            engine = self._engine.state()
+        if self._checkpoints is None:
+            return
+        store, step, past = self._checkpoints, self.step, self._history.frozen()
+        duties, best, ended, digests = tuple(self._roster.state()), self.best, self.ended, self._digests
+
+        def carry_out() -> float:
+            snapshot.wait()
+            known = past()
+            store.save(
+                step,
+                TrainingState(
+                    step,
+                    engine,
+                    known.losses,
+                    known.learning_rates,
+                    digests,
+                    duties,
+                    best,
+                    ended,
+                    known.skipped,
+                    known.skipped_in_a_row,
+                ),
+            )
+            return time.monotonic()
+
+        self._on_its_way = True
+        self._background.submit(carry_out, partial(self._stored, step, self._changes, began))
+        self._listener.spent("checkpoint", time.monotonic() - began)
+
+    def _stored(self, step: int, changes: int, began: float, ended: Future[float]) -> None:
+        self._on_its_way = False
+        try:
+            seconds = ended.result() - began
+        except ConfigurationError:
+            raise
+        except RunError as error:
+            # it stands on this machine; a store that fails for a moment must not end the training
+            self._listener.message(f"The checkpoint of step {step} was not uploaded: {error}")
+            return
+        self.saved_step, self._saved_changes = step, changes
+        self._listener.checkpoint(step, seconds)
 
 
 def _compare(digests: dict[str, str], team: Team) -> None:
@@ -176,16 +225,3 @@ def _found(checkpoints: Checkpoints | None, digests: dict[str, str], listener: L
         checkpoints.clear()
         return None
     return state
-
-
-def _save(checkpoints: Checkpoints, state: TrainingState, listener: Listener) -> bool:
-    """Whether another attempt can go on from it."""
-    try:
-        checkpoints.save(state.step, state)
-    except ConfigurationError:
-        raise
-    except RunError as error:
-        # it stands on this machine; a store that fails for a moment must not end the training
-        listener.message(f"The checkpoint of step {state.step} was not uploaded: {error}")
-        return False
-    return True

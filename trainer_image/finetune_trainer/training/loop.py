@@ -3,15 +3,17 @@ bottom."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api import TrainingRun
 from torch import nn
 
+from finetune_trainer.background import Background
 from finetune_trainer.checkpoints import Checkpoints
+from finetune_trainer.data.ahead import Ahead
 from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.data.report import DataReport
@@ -22,10 +24,12 @@ from finetune_trainer.families.base import Family
 from finetune_trainer.group.team import ALONE, Team
 from finetune_trainer.methods import Files, Method, NoFiles, needs_of
 from finetune_trainer.sources.files import starting_uris
-from finetune_trainer.telemetry.listener import Listener, StepReport
+from finetune_trainer.telemetry.listener import Listener
 from finetune_trainer.training.course import Course
 from finetune_trainer.training.duties import Duty, Roster
+from finetune_trainer.training.history import History
 from finetune_trainer.training.making_samples import make_samples
+from finetune_trainer.training.readings import Reading, Watch, lateness
 from finetune_trainer.training.schedule import check_warmup, learning_rate_factor, total_steps
 from finetune_trainer.training.skips import Skips
 from finetune_trainer.training.step_module import StepModule
@@ -68,6 +72,7 @@ def train(
     team: Team = ALONE,
     files: Files | None = None,
     duties: Sequence[Duty] = (),
+    background: Background | None = None,
 ) -> TrainOutcome:
     """Trains from the newest checkpoint, or from the start, to the last step or until `should_stop`.
 
@@ -84,6 +89,7 @@ def train(
         team: the processes that train together. Where one of them is to stop, all stop after the same step.
         files: what a technique starts from; None where it needs none.
         duties: what is to be done every so many steps; those of rank 0 count in all processes of a group.
+        background: where checkpoints are stored, where duties have work done there too; None for a thread of its own.
 
     Raises:
         DataError: a picture cannot be used.
@@ -107,48 +113,49 @@ def train(
     engine.prepare(module, groups, spec, samples.step(0))
     starts = _digests_of(starting_uris(run.method), files or NoFiles())
     digests = {"model": family.digest, "classPictures": classes.digest, **samples.digests, **starts}
-    roster = Roster(duties, team, total)
     skips = Skips(precision_of(spec, family.device), total)
-    course = Course(engine, module, roster, checkpoints, run.checkpoints, digests, listener, team, skips)
-
-    resumed_from = course.resume()
-    listener.begins(total, resumed_from)
-    listener.stage("Training")
-    course.attend()
-    while not (course.step >= total or course.ended or course.interrupted or team.any(should_stop())):
-        began = time.monotonic()
-        factor = learning_rate_factor(spec.scheduler, course.step, total)
-        result = engine.step(samples.step(course.step), factor)
-        loss, grad_norm = float(result.loss), float(result.grad_norm)
-        course.advance(loss, result.learning_rate)
-        skipped = skips.hear(course.step, loss, grad_norm, bool(result.skipped))
-        if skipped is not None:
-            listener.message(skipped)
-        listener.step(
-            StepReport(
-                step=course.step,
-                total_steps=total,
-                loss=course.loss,
-                learning_rate=result.learning_rate,
-                grad_norm=grad_norm,
-                images=samples.pictures_per_step,
-                seconds=time.monotonic() - began,
-            )
+    history = History(listener, skips, total, samples.pictures_per_step, lateness(family.device))
+    with ExitStack() as stack:
+        course = Course(
+            engine,
+            module,
+            family.device,
+            Roster(duties, team, total),
+            history,
+            checkpoints,
+            run.checkpoints,
+            digests,
+            listener,
+            team,
+            stack.enter_context(Background()) if background is None else background,
         )
+        resumed_from = course.resume()
+        listener.begins(total, resumed_from)
+        listener.stage("Training")
         course.attend()
-        course.save_on_time()
-    # at the end too: a failure while drawing, exporting or publishing must not cost the training
-    course.save()
+        ahead = stack.enter_context(Ahead(samples.step, range(course.step, total), family.device))
+        while not (course.step >= total or course.ended or course.interrupted or team.any(should_stop())):
+            watch = Watch(family.device)
+            batches = ahead.take()
+            watch.samples_are_there()
+            result = engine.step(batches, learning_rate_factor(spec.scheduler, course.step, total))
+            history.add(Reading(result, watch))
+            if course.has_duties:
+                with ahead.paused():
+                    course.attend()
+            course.pass_boundary()
+        # at the end too: a failure while drawing, exporting or publishing must not cost the training
+        course.finish()
     interrupted = course.interrupted or (course.step < total and not course.ended)
     if not interrupted:
         course.settle()
     return TrainOutcome(
         course.step,
         total,
-        course.loss,
+        history.loss,
         interrupted,
-        tuple(course.losses),
-        tuple(course.learning_rates),
+        history.past.losses,
+        history.past.learning_rates,
         resumed_from,
         course.saved_step,
         course.best.step if course.best is not None else None,
