@@ -143,7 +143,7 @@ BAD_SPECS = [
     Bad("spec.training", {"learningRate": 0}, "should be greater than 0", laptop_says="greater than 0"),
     Bad("spec.training", {"learningRate": 3}, ABOVE + " 1", laptop_says="less than or equal to 1"),
     Bad("spec.training", {"learningRate": "fast"}, "must be of type number", laptop_says="valid number"),
-    Bad("spec.training", {"precision": "fp16"}, "precision can only be 'fp32' or 'bf16' so far"),
+    Bad("spec.training", {"precision": "fp8"}, ENUM, laptop_says="Input should be 'fp32'"),
     Bad("spec.training", {"seed": -1}, BELOW + " 0", laptop_says="greater than or equal to 0"),
     Bad("spec.training", {"optimizer": {"name": "SGD"}}, ENUM, laptop_says="Input should be 'AdamW'"),
     Bad("spec.training", {"scheduler": {"name": "Step"}}, ENUM, laptop_says="Input should be 'Constant'"),

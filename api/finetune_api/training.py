@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from finetune_api.base import Int32, Model, Steps
-from finetune_api.rules import AtMostOneOf, Below, NotYet, OnlyWhen, Rule
+from finetune_api.rules import AtMostOneOf, Below, OnlyWhen, Rule
 
 
 class OptimizerSpec(Model):
@@ -54,7 +54,6 @@ class TrainingSpec(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
         AtMostOneOf(("steps", "epochs")),
         Below("scheduler.warmupSteps", "steps", "the learning rate would never arrive; use fewer warm-up steps"),
-        NotYet("precision", "use fp32 or bf16", allowed=("fp32", "bf16")),
     )
 
     steps: Steps | None = None
@@ -75,7 +74,8 @@ class TrainingSpec(Model):
     max_grad_norm: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """Gradients are clipped to this length."""
     precision: Literal["fp32", "bf16", "fp16"] | None = None
-    """Arithmetic of the forward pass; trained weights are fp32 always. Default: bf16 on a GPU, else fp32."""
+    """Arithmetic of the forward pass; trained weights are fp32 always. fp16: for GPUs without bf16; the loss is scaled
+    so that small gradients do not vanish. Default: bf16 on a GPU, else fp32."""
     gradient_checkpointing: bool = False
     """Compute activations twice to save memory."""
     clip_skip: Annotated[int, Field(ge=0, le=11)] = 0

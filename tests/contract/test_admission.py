@@ -82,7 +82,6 @@ PROFILES = [
     ({"tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]}, "value can only be set with operator: Equal"),
     ({"tolerations": [{"key": "a", "tolerationSeconds": 9}]}, "tolerationSeconds can only be set with effect"),
     ({"tolerations": [{"operator": "Equal"}]}, "without key set operator: Exists"),
-    ({"defaults": {"training": {"precision": "fp16"}}}, "precision can only be 'fp32' or 'bf16' so far"),
     ({"hostPath": "/"}, 'unknown field "spec.hostPath"'),
 ]
 

@@ -11,6 +11,7 @@ import torch
 from finetune_trainer.checkpoints import Best, Checkpoints, NoTime, TrainingState
 from finetune_trainer.engines.average import AverageState
 from finetune_trainer.engines.base import EngineState
+from finetune_trainer.engines.loss_scale import ScaleState
 from finetune_trainer.publish.file_store import FileStore
 from finetune_trainer.publish.store import Store, open_store
 from support.s3_server import S3Server
@@ -50,13 +51,15 @@ def test_all_of_a_state_comes_back(store: Store, tmp_path: Path) -> None:
     duties = ({"step": 6, "state": {"rounds": [1, 2]}}, {"step": 0, "state": {}})
     full = TrainingState(
         7,
-        EngineState(weights, optimizer, AverageState(average, 5)),
+        EngineState(weights, optimizer, AverageState(average, 5), ScaleState(1024.0, 7)),
         (0.5, 0.25),
         (1e-4, 2e-4),
         {"model": "m"},
         duties,
         Best(6, best),
         ended=True,
+        skipped=3,
+        skipped_in_a_row=1,
     )
     assert full.size == 4 * 18 + 16
     checkpoints(store, tmp_path, "pod-1").save(7, full)
@@ -66,6 +69,7 @@ def test_all_of_a_state_comes_back(store: Store, tmp_path: Path) -> None:
     assert step == back.step == 7
     assert (back.losses, back.learning_rates) == ((0.5, 0.25), (1e-4, 2e-4))
     assert (back.digests, back.duties, back.ended) == ({"model": "m"}, duties, True)
+    assert (back.skipped, back.skipped_in_a_row, back.engine.loss_scale) == (3, 1, ScaleState(1024.0, 7))
     assert back.best is not None
     assert back.engine.average is not None
     assert (back.best.step, back.engine.average.updates) == (6, 5)

@@ -115,18 +115,18 @@ BAD = {
         ['job.yaml:16: spec.validation.prompts[1] is "": must not be empty'],
     ),
     "what is not carried out yet": (
-        ("steps: 10", "precision: fp16"),
+        ("uri: builtin://tiny-shapes", "uri: builtin://tiny-shapes\n    vaeUri: hf://a/vae"),
         [
-            "job.yaml:14: spec.training.precision is \"fp16\": precision can only be 'fp32' or 'bf16' so far; use "
-            "fp32 or bf16"
+            'job.yaml:8: spec.baseModel.vaeUri is "hf://a/vae": vaeUri is not carried out yet; the VAE of the base '
+            "model is used, remove the field"
         ],
     ),
     "two rules broken at once": (
-        ("steps: 10", "precision: fp16\n    epochs: 2\n    steps: 10"),
+        ("steps: 10", "scheduler: {warmupSteps: 10}\n    epochs: 2\n    steps: 10"),
         [
             "job.yaml:13: spec.training: set at most one of steps, epochs",
-            "job.yaml:14: spec.training.precision is \"fp16\": precision can only be 'fp32' or 'bf16' so far; use "
-            "fp32 or bf16",
+            "job.yaml:13: spec.training: scheduler.warmupSteps must be below steps: the learning rate would never "
+            "arrive; use fewer warm-up steps",
         ],
     ),
     "the only item of a list": (
