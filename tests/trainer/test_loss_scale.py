@@ -11,7 +11,7 @@ from finetune_trainer.data.samples import Batch
 from finetune_trainer.engines.eager import EagerEngine
 from finetune_trainer.engines.loss_scale import FIRST, LossScale, ScaleState
 from finetune_trainer.methods import ParameterGroup
-from support.steps import stepping
+from support.stepping import stepping
 from support.toys import batch_of
 from support.training import Memory, make_run, train_once
 from torch import Tensor, nn

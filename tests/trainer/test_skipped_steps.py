@@ -13,7 +13,7 @@ from finetune_trainer.engines import NonFiniteLoss
 from finetune_trainer.engines.eager import EagerEngine
 from finetune_trainer.training.skips import Skips
 from support.method_cases import METHODS, run_of
-from support.steps import numbers_of, spoilt, stepping
+from support.stepping import numbers_of, spoilt, stepping
 from support.training import Memory, make_run, train_once
 
 CPU = torch.device("cpu")
