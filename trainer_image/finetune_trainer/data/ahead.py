@@ -18,8 +18,8 @@ DEPTH = 2
 
 
 class Ahead(Generic[T]):
-    """Calls `make` for each of `numbers` in a thread of its own, at most DEPTH ahead of whoever takes them. What is made
-    is the same as without: `make` must depend on its number alone. Used by one thread, as a context manager."""
+    """Calls `make` for each of `numbers` in a thread of its own, at most DEPTH ahead of whoever takes them. What is
+    made is the same as without: `make` must depend on its number alone. Used by one thread, as a context manager."""
 
     def __init__(self, make: Callable[[int], T], numbers: Sequence[int], device: torch.device) -> None:
         """What `make` computes on `device` goes to a stream of its own there; what it gives is in the host's memory."""

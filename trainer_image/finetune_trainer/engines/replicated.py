@@ -52,6 +52,10 @@ class ReplicatedEngine(EagerEngine):
         dist.all_reduce(total)
         return total
 
+    def state(self) -> EngineState:
+        # all have the same; rank 0's is what counts
+        return super().state() if self._team.leads else EngineState({}, {})
+
     @torch.no_grad()
     def load(self, state: EngineState | None) -> None:
         """Tensor by tensor: no process but rank 0 ever holds a second copy."""
