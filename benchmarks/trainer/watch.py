@@ -25,6 +25,10 @@ class Measured:
     """Steps after the warm-up."""
     job: float
     """Seconds from its start to the weights on the disk."""
+    first_cpu: float
+    """As first, in seconds of processor time: what else the machine does adds little to it."""
+    step_cpu: float
+    """As step, in seconds of processor time."""
     resident: int
     """Bytes of main memory at most."""
     device: int
@@ -41,6 +45,7 @@ class Watch:
         self._warm_up, self._synchronize = warm_up, synchronize
         self._born = psutil.Process().create_time()
         self._first = self._since = self._until = 0.0
+        self._first_cpu = self._since_cpu = self._until_cpu = 0.0
         self._count = 0
 
     def step(self) -> None:
@@ -48,15 +53,15 @@ class Watch:
         self._count += 1
         if self._count == 1:
             self._synchronize()
-            self._first = time.time() - self._born
+            self._first, self._first_cpu = time.time() - self._born, time.process_time()
         if self._count == self._warm_up:
             self._synchronize()
-            self._since = time.perf_counter()
+            self._since, self._since_cpu = time.perf_counter(), time.process_time()
 
     def trained(self) -> None:
         """That was the last one."""
         self._synchronize()
-        self._until = time.perf_counter()
+        self._until, self._until_cpu = time.perf_counter(), time.process_time()
 
     def done(self, device_bytes: int = 0, mfu: float | None = None) -> Measured:
         """The weights are on the disk.
@@ -72,6 +77,8 @@ class Watch:
             step=(self._until - self._since) / counted,
             counted=counted,
             job=time.time() - self._born,
+            first_cpu=self._first_cpu,
+            step_cpu=(self._until_cpu - self._since_cpu) / counted,
             resident=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             device=device_bytes,
             mfu=mfu,
