@@ -1,0 +1,176 @@
+"""Describes a training for memory.py: looks at a module's tensors, and at what its forward pass keeps.
+
+The forward pass is run with one sample and with two, in the training's own precision. What it would keep is counted
+and let go at once, so that this takes hardly more memory than drawing a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from weakref import finalize
+
+import torch
+from finetune_api.training_run import ResolvedTraining
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves
+
+from finetune_trainer.data.samples import Batch
+from finetune_trainer.engines.cutting import with_rows
+from finetune_trainer.engines.memory import Bytes, Description, Unit
+from finetune_trainer.engines.precision import autocast, precision_of
+from finetune_trainer.methods.base import ParameterGroup
+
+
+def describe(
+    module: nn.Module,
+    resident: Iterable[nn.Module],
+    groups: Sequence[ParameterGroup],
+    spec: ResolvedTraining,
+    example: Sequence[Batch],
+    device: torch.device,
+) -> Description:
+    """A description of the training of `groups` in `module`, which may have gradient checkpointing on or off.
+
+    Args:
+        module: maps a Batch to (loss, losses of samples).
+        resident: what else is on `device`.
+        example: the micro-batches of a step, each on any device.
+    """
+    trained = [value for group in groups for value in group.parameters.values()]
+    largest = max(example, key=lambda batch: batch.noise.numel())
+    one, two = (
+        _trace(module, with_rows(largest, lambda rows, n=count: rows[:1].repeat_interleave(n, 0)), spec, device)
+        for count in (1, 2)
+    )
+    return Description(
+        frozen=_frozen_bytes((module, *resident), trained),
+        trained=tuple(tuple(value.shape) for value in trained),
+        units=tuple(
+            Unit(_line(a.before, b.before), _line(a.saved, b.saved), _line(a.inputs, b.inputs), a.trained)
+            for a, b in zip(one.units, two.units, strict=True)
+        ),
+        saved_last=_line(one.outside, two.outside),
+        largest_saved=_line(one.largest, two.largest),
+        samples=len(largest.timesteps),
+        micro_batches=len(example),
+        optimizer=spec.optimizer.name,
+        ema=spec.ema,
+    )
+
+
+@dataclass
+class _TracedUnit:
+    trained: int
+    before: int
+    saved: int = 0
+    inputs: int = 0
+
+
+@dataclass
+class _Trace:
+    """Bytes that a forward pass keeps."""
+
+    units: list[_TracedUnit] = field(default_factory=list)
+    outside: int = 0
+    """Since the last unit."""
+    largest: int = 0
+
+
+def _trace(module: nn.Module, batch: Batch, spec: ResolvedTraining, device: torch.device) -> _Trace:
+    found = _Trace()
+    parameters = {value.untyped_storage()._cdata for value in (*module.parameters(), *module.buffers())}
+    # with gradient checkpointing other things are kept than without
+    plain, twice = _Counter(parameters), _Counter(parameters)
+
+    def keeps_outside(value: Tensor) -> None:
+        size = plain.new_bytes(value)
+        twice.new_bytes(value)
+        found.outside += size
+        found.largest = max(found.largest, size)
+
+    def run_unit(function: Callable[..., object], *args: object, **kwargs: object) -> object:
+        trained = sum(value.numel() for value in _owner(function).parameters() if value.requires_grad)
+        unit = _TracedUnit(trained, before=found.outside)
+        found.units.append(unit)
+        found.outside = 0
+
+        def keeps(value: Tensor) -> None:
+            size = plain.new_bytes(value)
+            unit.saved += size
+            found.largest = max(found.largest, size)
+
+        with saved_tensors_hooks(keeps, _never):
+            result = function(*args, **kwargs)
+        if unit.saved:
+            # where nothing needs a gradient, nothing waits to be computed again
+            given = (value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor))
+            unit.inputs = sum(map(twice.new_bytes, given))
+        return result
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.enter_context(_units_run_by(module, run_unit))
+        stack.enter_context(saved_tensors_hooks(keeps_outside, _never))
+        stack.enter_context(autocast(precision_of(spec, device), device))
+        module(batch.to(device))
+    return found
+
+
+class _Counter:
+    """Counts each storage once, as long as it lives; those in `left_out` never."""
+
+    def __init__(self, left_out: set[int]) -> None:
+        self._seen = set(left_out)
+
+    def new_bytes(self, value: Tensor) -> int:
+        storage = value.untyped_storage()
+        key = storage._cdata
+        if key in self._seen:
+            return 0
+        self._seen.add(key)
+        # its place in memory may be given to another one then
+        finalize(storage, self._seen.discard, key)
+        return storage.nbytes()
+
+
+@contextmanager
+def _units_run_by(module: nn.Module, run: Callable[..., object]) -> Iterator[None]:
+    """Within, `run` gets what gradient checkpointing would run twice. Diffusers and transformers ask the same two
+    attributes of each block."""
+    blocks = [one for one in module.modules() if hasattr(one, "gradient_checkpointing")]
+    names = ("gradient_checkpointing", "_gradient_checkpointing_func")
+    before = [{name: one.__dict__[name] for name in names if name in one.__dict__} for one in blocks]
+    for one in blocks:
+        one.__dict__.update(zip(names, (True, run), strict=True))
+    try:
+        yield
+    finally:
+        for one, values in zip(blocks, before, strict=True):
+            for name in names:
+                one.__dict__.pop(name, None)
+            one.__dict__.update(values)
+
+
+def _owner(function: Callable[..., object]) -> nn.Module:
+    """The module whose forward pass `function` is: itself, or what a partial of its method is bound to."""
+    if isinstance(function, nn.Module):
+        return function
+    return _owner(function.func if isinstance(function, partial) else function.__self__)  # type: ignore[attr-defined]  # a bound method
+
+
+def _never(kept: None) -> Tensor:
+    raise RuntimeError("a forward pass that is only counted has no backward pass")
+
+
+def _line(one: int, two: int) -> Bytes:
+    """Through the bytes of one sample and of two."""
+    return Bytes(fixed=2 * one - two, per_sample=two - one)
+
+
+def _frozen_bytes(modules: Iterable[nn.Module], trained: Sequence[Tensor]) -> int:
+    counter = _Counter({value.untyped_storage()._cdata for value in trained})
+    return sum(counter.new_bytes(value) for one in modules for value in (*one.parameters(), *one.buffers()))
