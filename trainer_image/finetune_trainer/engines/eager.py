@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from finetune_api.training_run import ResolvedTraining
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from finetune_trainer.data.samples import Batch
 from finetune_trainer.engines.average import Average
 from finetune_trainer.engines.base import EngineState, StepResult
+from finetune_trainer.engines.halves import FrozenHalves, half_for
 from finetune_trainer.engines.loss_scale import LossScale
 from finetune_trainer.engines.optimizers import (
     as_tensor,
@@ -44,11 +45,11 @@ class EagerEngine:
         self._loss_scale = LossScale(self._device) if self._precision == "fp16" else None
         self._optimizer = make_optimizer(spec, groups, self._rates)
         self._average = Average(self._parameters) if spec.ema else None
+        half = half_for(self._precision, self._device)
+        self._frozen = FrozenHalves(module, half) if half is not None else None
 
     def step(self, batches: Sequence[Batch], factor: float) -> StepResult:
-        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * factor
-        rate = rate_in_use(self._optimizer)
+        rate = self._set_rates(factor)
         total = self._gradients(batches)
         norm, skipped = self._update(total)
         return StepResult(total, norm, skipped, rate)
@@ -77,19 +78,32 @@ class EagerEngine:
         if self._loss_scale is not None and state.loss_scale is not None:
             self._loss_scale.load(state.loss_scale)
 
-    def averaged(self) -> AbstractContextManager[None]:
-        return self._average.swapped() if self._average is not None else nullcontext()
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        with (
+            self._average.swapped() if self._average is not None else nullcontext(),
+            self._frozen.whole() if self._frozen is not None else nullcontext(),
+        ):
+            yield
 
     def weights(self) -> dict[str, Tensor]:
         return {name: as_tensor(value) for name, value in self._parameters.items()}
 
     @torch.no_grad()
     def settle(self, weights: Mapping[str, Tensor] | None) -> None:
+        if self._frozen is not None:
+            self._frozen.restore()
         if weights is None and self._average is not None:
             weights = self._average.weights
         if weights is not None:
             for name, parameter in self._parameters.items():
                 parameter.copy_(weights[name])
+
+    def _set_rates(self, factor: float) -> float:
+        """For the next step; the first group's, with what the optimizer found out itself."""
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        return rate_in_use(self._optimizer)
 
     def _update(self, total: Tensor) -> tuple[Tensor, Tensor]:
         """Clips the gradients and steps, unless they or the loss `total` are not finite; afterwards there are none. The
@@ -99,9 +113,9 @@ class EagerEngine:
         if self._loss_scale is not None:
             self._loss_scale.unscale([one.grad for one in self._parameters.values() if one.grad is not None])
         norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm)
-        skipped = ~(torch.isfinite(total) & torch.isfinite(norm))
+        skipped = self._is_bad(total, norm)
         step_unless(self._optimizer, skipped)
-        self._optimizer.zero_grad(set_to_none=True)
+        self._clear_gradients()
         self._constrain(self._parameters, skipped)
         if self._average is not None:
             self._average.update(skipped)
@@ -110,6 +124,13 @@ class EagerEngine:
         if self._loss_scale is not None:
             self._loss_scale.update(skipped)
         return norm, skipped
+
+    def _is_bad(self, total: Tensor, norm: Tensor) -> Tensor:
+        """Whether a step with this loss and gradient is to change nothing: a bool scalar on the device."""
+        return ~(torch.isfinite(total) & torch.isfinite(norm))
+
+    def _clear_gradients(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def _constrain(self, values: Mapping[str, Tensor], skipped: Tensor) -> None:
@@ -131,12 +152,16 @@ class EagerEngine:
     def _backward(self, module: nn.Module, batch: Batch, scale: float) -> Tensor:
         """Gradient of `scale` times the loss of one micro-batch; returns the loss."""
         with self._seeded(batch.seed):
-            with autocast(self._precision, self._device):
-                loss, _ = module(batch.to(self._device))
-            scaled = loss if scale == 1 else loss * scale
-            if self._loss_scale is not None:
-                scaled = scaled * self._loss_scale.value
-            scaled.backward()
+            return self._pass(module, batch.to(self._device), scale)
+
+    def _pass(self, module: nn.Module, batch: Batch, scale: float) -> Tensor:
+        """As `_backward`, of a batch that is on the device, drawing from torch's generators as they are."""
+        with autocast(self._precision, self._device):
+            loss, _ = module(batch)
+        scaled = loss if scale == 1 else loss * scale
+        if self._loss_scale is not None:
+            scaled = scaled * self._loss_scale.value
+        scaled.backward()
         return loss.detach()
 
     @contextmanager

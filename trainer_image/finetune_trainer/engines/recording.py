@@ -1,0 +1,63 @@
+"""How work that is the same in each step is recorded once and repeated: on a GPU as a CUDA graph, which costs the host
+one call in place of thousands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
+
+import torch
+
+Work = Callable[[], None]
+
+
+class Recorder(Protocol):
+    """Records work that reads from and writes to fixed places alone, and asks the device for no number."""
+
+    def rehearsing(self) -> AbstractContextManager[object]:
+        """Within, work is done before it is recorded, so that it need not set up anything any more."""
+
+    def record(self, work: Work) -> Work:
+        """What does `work` again. Whether it is also done now is not said."""
+
+
+class Again:
+    """Implements Recorder where there are no graphs: does the work itself each time."""
+
+    def rehearsing(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def record(self, work: Work) -> Work:
+        return work
+
+
+class CudaGraphs:
+    """Implements Recorder. All graphs share one pool of memory: they never run at the same time, and none leaves
+    anything in it that another one reads."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    @contextmanager
+    def rehearsing(self) -> Iterator[None]:
+        # what autograd remembers of a stream must not be the default one's, which nothing is recorded on
+        main = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(main)
+        with torch.cuda.stream(self._stream):
+            yield
+        main.wait_stream(self._stream)
+
+    def record(self, work: Work) -> Work:
+        graph = torch.cuda.CUDAGraph()
+        # another thread may be making batches: only what this one does must fit into a graph
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            work()
+        return graph.replay
+
+
+def recorder_for(device: torch.device) -> Recorder:
+    """Graphs on a GPU."""
+    return CudaGraphs(device) if device.type == "cuda" else Again()
