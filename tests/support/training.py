@@ -138,7 +138,7 @@ def train_once(
 ) -> tuple[Family, Trained]:
     """Everything that a pod does between fetching and exporting; `folder` plays its disk. `duties_of` gets the base
     model before a technique is installed; `methods` are given where a duty must know them too. `background` is an
-    unhurried one where none is given."""
+    unhurried one where none is given. `should_stop` is asked between steps only, which some count."""
     listener = listener or Memory()
     family = load_family(model, torch.device("cpu"))
     prior = prior_of(run.method)
@@ -159,7 +159,7 @@ def train_once(
             folder / "cache",
             kept,
             listener,
-            should_stop,
+            lambda: "Training" in listener.messages and should_stop(),
             team,
             duties=duties_of(family),
             background=background,

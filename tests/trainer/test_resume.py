@@ -98,6 +98,7 @@ def test_from_its_first_answer_in_training_a_trainer_says_where_it_went_on(
             self.board.begins(total_steps, resumed_from)
 
         def stage(self, name: Stage) -> None:
+            super().stage(name)
             self.board.stage(name)
             self.first.append(self.board.progress())
 

@@ -58,7 +58,7 @@ def trained(
         folder / "cache",
         Checkpoints(folder / "checkpoints", None, "", "run", "a", 2),
         listener,
-        lambda: next(calls, None) is None,
+        lambda: "Training" in listener.messages and next(calls, None) is None,
         team,
         OneFile(file),
     )

@@ -65,6 +65,11 @@ class BucketOrder:
         self._buckets = [tuple(items) for items in buckets if items]
         self._kept: tuple[int, list[tuple[int, int]]] = (-1, [])
 
+    @property
+    def items(self) -> set[int]:
+        """All that are ever shown."""
+        return {item for items in self._buckets for item in items}
+
     def batch(self, number: int) -> list[int]:
         """Items of a micro-batch, all of one bucket. Where a bucket ends in the middle of one, its next pass begins
         there: within any pass over all items each is seen as often as any other, up to one micro-batch."""

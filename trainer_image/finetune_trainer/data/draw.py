@@ -143,11 +143,13 @@ _last_order: dict[tuple[int, Purpose, int, int], list[int]] = {}
 
 def _order(seed: int, purpose: Purpose, epoch: int, count: int) -> list[int]:
     key = (seed, purpose, epoch, count)
-    if key not in _last_order:
+    order = _last_order.get(key)
+    if order is None:
         if len(_last_order) >= 8:  # a memo of a pure function: only the passes in use matter
             _last_order.clear()
-        _last_order[key] = _generator(seed, purpose, _Stream.ORDER, count, epoch).permutation(count).tolist()
-    return _last_order[key]
+        order = _generator(seed, purpose, _Stream.ORDER, count, epoch).permutation(count).tolist()
+        _last_order[key] = order
+    return order
 
 
 def _generator(seed: int, purpose: Purpose, stream: _Stream, index: int, step: int) -> Generator:

@@ -6,17 +6,20 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from finetune_trainer.data.buckets import Shape
+from finetune_trainer.data.disk_cache import DiskCache
 from finetune_trainer.data.draw import crop_offsets
 from finetune_trainer.data.framing import CENTRE, Frame, frame
 from finetune_trainer.data.masks import Masks
-from finetune_trainer.data.pictures import Picture, PictureSet, to_pixels
-from finetune_trainer.data.whole_files import write_whole
+from finetune_trainer.data.pictures import PictureSet, to_pixels
 from finetune_trainer.families.base import Family, Moments
+
+Key = tuple[int, Shape, bool]
+"""Which item, in a batch of which shape, mirrored or not."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +56,20 @@ class Latents:
     picture is sampled exactly as an uncached one."""
 
     def __init__(
-        self, family: Family, pictures: PictureSet, crops: Crops, folder: Path | None, masks: Masks | None = None
+        self, family: Family, pictures: PictureSet, crops: Crops, cache: DiskCache | None, masks: Masks | None = None
     ) -> None:
         self._family, self._pictures, self._crops, self._masks = family, pictures, crops, masks
-        self._folder = folder
-        self._kept: dict[tuple[int, Shape, bool], View] = {}
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+        self._cache = cache
+        self._kept: dict[Key, View] = {}
 
     def __len__(self) -> int:
         """Pictures times crops."""
         return len(self._pictures) * self._crops.count
+
+    @property
+    def ways(self) -> int:
+        """In how many ways an item of one shape is shown: mirrored too, or not."""
+        return 2 if self._crops.flip else 1
 
     def picture_of(self, item: int) -> int:
         """Which picture item 0 … len - 1 is a crop of."""
@@ -82,34 +88,52 @@ class Latents:
         height, width = (side // self._family.pixels_per_latent for side in shape)
         return self._masks.get(self.picture_of(item), self.frame(item, shape, flip), height, width)
 
+    def key(self, item: int, shape: Shape, flip: bool) -> Key:
+        """What `get` of these gives is the same for the same key: `flip` counts only where crops are flipped at all."""
+        return item, shape, flip and self._crops.flip
+
     def get(self, item: int, shape: Shape, flip: bool) -> View:
-        """Item 0 … len - 1 for a batch of `shape`. `flip` counts only where crops are flipped at all."""
-        key = (item, shape, flip and self._crops.flip)
+        """Item 0 … len - 1 for a batch of `shape`."""
+        key = self.key(item, shape, flip)
         if key not in self._kept:
-            picture, shown = self._pictures.pictures[self.picture_of(item)], self.frame(*key)
-            moments = self._from_disk(picture, shown)
-            self._kept[key] = View(moments, shown.sizes(picture.height, picture.width), self.mask(*key))
+            self.keep(key, self.find(key))
         return self._kept[key]
 
-    def _from_disk(self, picture: Picture, shown: Frame) -> Moments:
-        if self._folder is None:
-            return self._encode(picture, shown)
-        path = self._folder / f"{self._key(picture, shown)}.safetensors"
-        try:
-            tensors = load_file(path)
-            return Moments(tensors["mean"], tensors["logvar"])
-        except (FileNotFoundError, SafetensorError, KeyError):
-            # none yet, or left behind by a full disk: made anew
-            moments = self._encode(picture, shown)
-        tensors = {"mean": moments.mean, "logvar": moments.logvar}
-        write_whole(path, lambda file: save_file(tensors, file))
-        return moments
+    def find(self, key: Key) -> Moments | Tensor:
+        """The moments, where the cache has them; else the pixels that they are to be made of. Needs no model.
 
-    def _encode(self, picture: Picture, shown: Frame) -> Moments:
-        # one at a time: the result depends on this picture alone, not on which others share a batch
-        moments = self._family.encode_image(to_pixels(picture.load(), shown))
-        return Moments(moments.mean.cpu().contiguous(), moments.logvar.cpu().contiguous())
+        Raises:
+            DataError: the picture cannot be read any more.
+        """
+        if self._cache is not None:
+            found = self._cache.read(self._name(key), _read)
+            if found is not None:
+                return found
+        return to_pixels(self._pictures.pictures[self.picture_of(key[0])].load(), self.frame(*key))
 
-    def _key(self, picture: Picture, shown: Frame) -> str:
-        text = f"2 {self._family.digests['vae']} {picture.digest} {shown}"
-        return hashlib.sha256(text.encode()).hexdigest()
+    def keep(self, key: Key, found: Moments | Tensor) -> None:
+        """From now on `get` has what `find` found."""
+        if isinstance(found, Tensor):
+            # one at a time: the result depends on this picture alone, not on which others share a batch
+            moments = self._family.encode_image(found)
+            found = Moments(moments.mean.cpu().contiguous(), moments.logvar.cpu().contiguous())
+            if self._cache is not None:
+                tensors = {"mean": found.mean, "logvar": found.logvar}
+                self._cache.write(self._name(key), lambda file: save_file(tensors, file))
+        picture = self._pictures.pictures[self.picture_of(key[0])]
+        self._kept[key] = View(found, self.frame(*key).sizes(picture.height, picture.width), self.mask(*key))
+
+    def _name(self, key: Key) -> str:
+        picture = self._pictures.pictures[self.picture_of(key[0])]
+        text = f"3 {arithmetic(self._family)} {self._family.digests['vae']} {picture.digest} {self.frame(*key)}"
+        return f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
+
+
+def arithmetic(family: Family) -> str:
+    """What else than its inputs the bits of a network's output depend on, as far as a cache must know."""
+    return f"{family.device.type} torch-{torch.__version__}"
+
+
+def _read(path: Path) -> Moments:
+    tensors = load_file(path)
+    return Moments(tensors["mean"], tensors["logvar"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,11 +12,17 @@ from torch import Tensor
 from finetune_trainer.data.buckets import BucketOrder, Shape
 from finetune_trainer.data.captions import Captions
 from finetune_trainer.data.draw import Purpose, choose, draw
-from finetune_trainer.data.latents import Latents, View
+from finetune_trainer.data.latents import Key, Latents, View
 from finetune_trainer.data.report import DataReport
 from finetune_trainer.data.text import TextCache
 from finetune_trainer.families.base import Cond, Family, Moments
 from finetune_trainer.training.loss import sample_weights
+
+T = TypeVar("T")
+
+MOST_LOOKED_AT = 100_000
+"""Samples of a training whose views are listed before it begins: some seconds' worth. What only later ones show is made
+when they come."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +50,12 @@ class Batch:
     """For what modules draw themselves, such as dropout."""
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(
-            self.moments.to(device),
-            self.posterior_noise.to(device),
-            self.noise.to(device),
-            self.timesteps.to(device),
-            self.weights.to(device),
-            self.token_ids.to(device),
-            None if self.cond is None else self.cond.to(device),
-            self.sizes.to(device),
-            None if self.masks is None else self.masks.to(device),
-            self.seed,
-        )
+        """On `device`; what is there already is not copied. A host with pinned batches does not wait for the copies."""
+        return mapped(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """In memory that a GPU can read by itself."""
+        return mapped(self, Tensor.pin_memory)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ class Samples:
             digests: SHA-256 of what of the user's is trained on, by what it is.
             report: on the same.
         """
-        self._family, self._instances, self._plan, self._classes = family, instances, plan, classes
+        self._family, self._plan = family, plan
+        self._streams = (instances,) if classes is None else (instances, classes)
         self._text, self._seed, self._noise_offset = text, seed, noise_offset
         self._batch_size, self._accumulation = batch_size, accumulation
         self._rank, self._processes = rank, processes
@@ -137,22 +139,51 @@ class Samples:
         """The user's pictures in an optimizer step, over all processes."""
         return self._batch_size * self._accumulation * self._processes
 
+    def views(self, steps: int) -> list[tuple[Latents, Key]]:
+        """What this process shows in the first `steps` steps, each once, in the order in which it is first shown; of
+        long trainings what their first MOST_LOOKED_AT samples show, and of all trainings nothing that is not shown."""
+        found: dict[tuple[int, Key], None] = {}
+        possible = self._possible_views()
+        a_step = self.pictures_per_step // self._processes * len(self._streams)
+        for step in range(min(steps, -(-MOST_LOOKED_AT // a_step))):
+            if len(found) == possible:
+                break
+            for micro in range(self._accumulation):
+                shape, chosen = self._chosen(step, micro)
+                for which, item, index in chosen:
+                    stream = self._streams[which]
+                    flip = stream.latents.ways == 2 and draw(self._seed, stream.purpose, step, index).flip
+                    found[which, stream.latents.key(item, shape, flip)] = None
+        return [(self._streams[which].latents, key) for which, key in found]
+
     def step(self, step: int) -> list[Batch]:
         """This process's micro-batches of optimizer step `step` (0 for the first), on the CPU."""
         return [self._micro_batch(step, micro) for micro in range(self._accumulation)]
 
-    def _micro_batch(self, step: int, micro: int) -> Batch:
+    def _possible_views(self) -> int:
+        items = self._plan.order.items
+        shapes = {self._plan.shapes[item] for item in items}
+        instances, *classes = (stream.latents for stream in self._streams)
+        return len(items) * instances.ways + sum(len(each) * each.ways * len(shapes) for each in classes)
+
+    def _chosen(self, step: int, micro: int) -> tuple[Shape, list[tuple[int, int, int]]]:
+        """The shape of a micro-batch, and of each of its samples the stream, the item, and its index in the step."""
         # counted over steps, micro-batches and processes
         number = (step * self._accumulation + micro) * self._processes + self._rank
         first = (micro * self._processes + self._rank) * self._batch_size
         items = self._plan.order.batch(number)
-        shape = self._plan.shapes[items[0]]
-        rows = [self._row(self._instances, item, shape, step, first + i) for i, item in enumerate(items)]
-        if self._classes is not None:
-            count = len(self._classes.latents)
+        chosen = [(0, item, first + i) for i, item in enumerate(items)]
+        for which, stream in enumerate(self._streams[1:], 1):
+            count = len(stream.latents)
             for index in range(first, first + self._batch_size):
-                item = choose(self._seed, Purpose.CLASS, step * self.pictures_per_step + index, count)
-                rows.append(self._row(self._classes, item, shape, step, index))
+                item = choose(self._seed, stream.purpose, step * self.pictures_per_step + index, count)
+                chosen.append((which, item, index))
+        return self._plan.shapes[items[0]], chosen
+
+    def _micro_batch(self, step: int, micro: int) -> Batch:
+        shape, chosen = self._chosen(step, micro)
+        rows = [self._row(self._streams[which], item, shape, step, index) for which, item, index in chosen]
+        first = chosen[0][2]
         conds = [row.text[1] for row in rows]
         return Batch(
             moments=Moments.stack([row.view.moments for row in rows]),
@@ -183,6 +214,15 @@ class Samples:
             self._text.get(caption),
             stream.weight,
         )
+
+
+def mapped(value: T, change: Callable[[Tensor], Tensor]) -> T:
+    """`value`, a dataclass, with `change` made to all tensors in it, those included that a family adds to its own."""
+    if isinstance(value, Tensor):
+        return change(value)  # type: ignore[return-value]  # a tensor for a tensor
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    return replace(value, **{field.name: mapped(getattr(value, field.name), change) for field in fields(value)})
 
 
 def _stacked(views: Sequence[View]) -> Tensor | None:

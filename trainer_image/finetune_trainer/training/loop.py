@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from finetune_api import TrainingRun
 from torch import nn
 
@@ -15,8 +16,10 @@ from finetune_trainer.background import Background
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.data.ahead import Ahead
 from finetune_trainer.data.dataset import Dataset
+from finetune_trainer.data.encoding import encode_views
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.data.report import DataReport
+from finetune_trainer.data.samples import Batch, Samples
 from finetune_trainer.digests import sha256_of
 from finetune_trainer.engines import make_engine
 from finetune_trainer.engines.precision import precision_of
@@ -105,6 +108,7 @@ def train(
         listener.message(line)
     total = total_steps(spec, samples.samples_per_epoch, team.size)
     check_warmup(spec.scheduler, total)
+    encode_views(samples, total, listener, should_stop)
     module = StepModule(family, needs_of(methods), spec.loss).train()
     if spec.gradient_checkpointing:
         for part in module.parts.values():
@@ -133,7 +137,7 @@ def train(
         listener.begins(total, resumed_from)
         listener.stage("Training")
         course.attend()
-        ahead = stack.enter_context(Ahead(samples.step, range(course.step, total), family.device))
+        ahead = stack.enter_context(Ahead(_ready_for(family.device, samples), range(course.step, total), family.device))
         while not (course.step >= total or course.ended or course.interrupted or team.any(should_stop())):
             watch = Watch(family.device)
             batches = ahead.take()
@@ -162,6 +166,13 @@ def train(
         skips.count,
         samples.report,
     )
+
+
+def _ready_for(device: torch.device, samples: Samples) -> Callable[[int], list[Batch]]:
+    """How batches are made that `device` takes without a pause."""
+    if device.type == "cpu":
+        return samples.step
+    return lambda step: [batch.pinned() for batch in samples.step(step)]
 
 
 def compute_twice(part: nn.Module) -> None:

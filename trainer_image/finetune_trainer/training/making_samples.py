@@ -13,6 +13,7 @@ from finetune_trainer.data.buckets import BucketOrder, Shape, bucket_shapes, nea
 from finetune_trainer.data.caption_files import Captioned, listed
 from finetune_trainer.data.captions import TOKENS_PER_WINDOW, Captions
 from finetune_trainer.data.dataset import Dataset
+from finetune_trainer.data.disk_cache import DiskCache
 from finetune_trainer.data.draw import Purpose
 from finetune_trainer.data.held_out import held_out
 from finetune_trainer.data.latents import Crops, Latents
@@ -48,16 +49,16 @@ def make_samples(
     spec, asked, pictures = run.training, run.dataset, dataset.pictures
     held = held_out(run, len(pictures))
     check_words([word for method in methods for word in method.words], dataset.captions, held)
-    folder = None if cache_dir is None else cache_dir / "latents"
+    kept, read = (None if cache_dir is None else DiskCache(cache_dir / name) for name in ("latents", "text"))
     crops = Crops(asked.crops_per_picture, asked.crop == "Random", asked.flip, spec.seed)
-    latents = Latents(family, pictures, crops, folder, dataset.masks)
+    latents = Latents(family, pictures, crops, kept, dataset.masks)
     captions = captions_of(dataset, asked.captions, methods[0].captions)
     instances = Stream(Purpose.INSTANCE, latents, captions)
     prior = prior_of(run.method)
     class_stream = None
     if prior is not None:
         called = Captions.alike([prior.class_prompt], len(classes))
-        class_stream = Stream(Purpose.CLASS, Latents(family, classes, Crops(), folder), called, prior.weight)
+        class_stream = Stream(Purpose.CLASS, Latents(family, classes, Crops(), kept), called, prior.weight)
 
     shapes = shapes_of(pictures, asked, asked.resolution or family.resolution, crops.count)
     items = items_of(dataset.captions, crops.count, held)
@@ -69,7 +70,7 @@ def make_samples(
         instances=instances,
         plan=Plan(BucketOrder(spec.seed, buckets, spec.batch_size), shapes),
         classes=class_stream,
-        text=TextCache(family, windows, frozen=not needs_of(methods).live_text_encoder),
+        text=TextCache(family, windows, not needs_of(methods).live_text_encoder, read, spec.clip_skip),
         seed=spec.seed,
         batch_size=spec.batch_size,
         accumulation=spec.gradient_accumulation_steps,
