@@ -51,8 +51,8 @@ def test_a_micro_batch_in_two_pieces_carries_gradients() -> None:
     assert working(TOY, cuts=2) == 335 + 40 + 100 * 4 + 2 * 3
 
 
-def test_captured_gradients_stay() -> None:
-    assert working(TOY, engine=EngineSpec.model_construct(kind="Captured")) == 665 + 80 + 100 * 4 + 2 * 6
+def test_gradients_that_travel_stay() -> None:
+    assert working(TOY, engine=EngineSpec(kind="Replicated", processes_per_node=2)) == 665 + 80 + 100 * 4 + 2 * 6
 
 
 def test_what_lasts() -> None:
@@ -88,6 +88,7 @@ def test_zero_cuts_and_moves_away() -> None:
     assert predict(TOY, zero(4), False).optimizer == state / 4
     assert predict(TOY, zero(1, offload_optimizer="Cpu"), False).optimizer == 0
     assert predict(TOY, zero(4), False).weights == 1400
+    assert predict(replace(TOY, half=True), zero(4), False).weights == 1200
     large = replace(TOY, frozen=4_000_000_000)
     moved = predict(large, zero(1, zero_stage=3, offload_parameters="Cpu"), False)
     assert moved.weights == 400_000_000, "those that compute"

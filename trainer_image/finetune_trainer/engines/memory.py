@@ -76,6 +76,8 @@ class Description:
     optimizer: str
     """As training.optimizer.name."""
     ema: bool
+    half: bool = False
+    """Whether arithmetic is in bf16 or fp16."""
 
     @property
     def numbers(self) -> int:
@@ -116,8 +118,8 @@ def predict(described: Description, engine: EngineSpec, checkpointing: bool, cut
     gradients = described.numbers * FLOAT
     samples = math.ceil(described.samples / cuts)
     carried = gradients if described.micro_batches * cuts > 1 else 0
-    if engine.kind in ("Replicated", "Captured", "Compiled"):
-        # they stay where they are from step to step: buckets that travel, addresses in a graph
+    if engine.kind == "Replicated":
+        # they stay from step to step: the buckets in which they travel
         carried = gradients
     backward = _backward(described, samples, checkpointing, carried)
     update = gradients + update_bytes(described)
@@ -198,6 +200,8 @@ def _partitioned(
     are of the precision, and the optimizer keeps its own in float32."""
     stage = engine.zero_stage or 2
     masters = described.numbers * FLOAT
+    if described.half:
+        weights -= masters / 2
     held = 0.0 if engine.offload_optimizer != "None" else (state + masters) / processes
     if stage == 3:
         live = min(weights, LIVE_PARAMETERS * FLOAT)

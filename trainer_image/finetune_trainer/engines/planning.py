@@ -1,0 +1,212 @@
+"""Which engine executes a training, and what it does to fit: pure, from what is known before the first step.
+
+Plans stand in a row, the fastest first. The first that is predicted to fit is taken;
+when its memory does not suffice after all, the next one that is predicted to take less follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from finetune_api.engine import EngineKind, EngineSpec
+
+from finetune_trainer.engines.memory import Description, predict
+
+MARGIN = 1.1
+"""Times the prediction: torch's allocator rounds up and leaves gaps."""
+RESERVED = 2**30
+"""Bytes that CUDA, cuDNN and cuBLAS take beside the allocator."""
+LEANER = 0.9
+"""A plan after one that did not fit takes at most this share of it."""
+STEPS_TO_RECORD = 20
+"""Steps that each shape of batches must come to, on average, for its recording to be worth the time."""
+SECONDS_TO_COMPILE = 200.0
+"""For one shape of batches: 195 s were measured once, on an H100 with 16 cores."""
+SECONDS_SAVED = 1.4e-6
+"""By compiling, in a step: for each sample, each place of its latents, and each thousand million parameters. 20 ms of a
+step of four samples of 64 × 64 places with 860 million, in the same measurement."""
+WORTHWHILE = 2.0
+"""Times the time to compile that must be saved: the figures above are of one machine."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known before the first step."""
+
+    asked: EngineSpec
+    """What the run says."""
+    available: frozenset[EngineKind]
+    """Kinds that this trainer has, and that can run here."""
+    device: Literal["cpu", "cuda"]
+    checkpointing: bool
+    """Whether the run asks for gradient checkpointing."""
+    steps: int
+    samples: int
+    """Of the largest micro-batch of one process, class samples included."""
+    shapes: int = 1
+    """Different shapes that micro-batches can have."""
+    latents: int = 4096
+    """Places of a sample in the denoiser's input."""
+    numbers: int = 0
+    """Parameters of the module."""
+    capturable: bool = True
+    """Whether steps of these settings can be recorded."""
+    memory: int | None = None
+    """Bytes of the device that the training may take; None where that is not planned, as on a CPU."""
+    described: Description | None = None
+    """None where `memory` is."""
+
+    @property
+    def processes(self) -> int:
+        return self.asked.nodes * self.asked.processes_per_node
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a training is executed."""
+
+    engine: EngineSpec
+    """As the run asks, with a kind that is not Auto."""
+    checkpointing: bool
+    """Whether activations are computed twice."""
+    cuts: int
+    """Pieces that each micro-batch is cut into."""
+    why: str
+    predicted_bytes: int | None = None
+    """At the peak, on one device; None where that is not planned."""
+
+    @property
+    def kind(self) -> EngineKind:
+        return self.engine.kind
+
+    @property
+    def words(self) -> str:
+        """What is done, for people: DeepSpeed, ZeRO-2, optimizer on the host, activations computed twice."""
+        engine = self.engine
+        parts = [
+            engine.kind,
+            f"ZeRO-{engine.zero_stage or 2}" if engine.kind == "DeepSpeed" else "",
+            f"optimizer on {PLACES[engine.offload_optimizer]}" if engine.offload_optimizer != "None" else "",
+            f"parameters on {PLACES[engine.offload_parameters]}" if engine.offload_parameters != "None" else "",
+            "activations computed twice" if self.checkpointing else "",
+            f"micro-batches cut in {self.cuts}" if self.cuts > 1 else "",
+        ]
+        return ", ".join(part for part in parts if part)
+
+    @property
+    def told(self) -> str:
+        """A line for people."""
+        guess = f"; {gibibytes(self.predicted_bytes)} predicted" if self.predicted_bytes is not None else ""
+        return f"engine: {self.words} ({self.why}{guess})"
+
+
+PLACES = {"Cpu": "the host", "Nvme": "its disk"}
+
+
+def choose(facts: Facts) -> Plan:
+    """The fastest plan that is predicted to fit; where none is, the leanest."""
+    row = plans(facts)
+    if facts.memory is None:
+        return row[0]
+    room = (facts.memory - RESERVED) / MARGIN
+    for number, plan in enumerate(row):
+        if (plan.predicted_bytes or 0) <= room:
+            return plan if number == 0 else replace(plan, why=f"{plan.why}; {_too_large(row[0], facts.memory)}")
+    leanest = min(row, key=lambda plan: plan.predicted_bytes or 0)
+    return replace(leanest, why=f"nothing is predicted to fit in {gibibytes(facts.memory)}; this is the leanest")
+
+
+def next_leaner(facts: Facts, failed: Plan) -> Plan | None:
+    """What to try when `failed`, one of `choose` or of this function, ran out of memory; None where nothing is
+    leaner."""
+    row = plans(facts)
+    places = [number for number, plan in enumerate(row) if _does_the_same(plan, failed)]
+    limit = None if failed.predicted_bytes is None else failed.predicted_bytes * LEANER
+    for plan in row[places[0] + 1 :]:
+        if limit is None or plan.predicted_bytes is None or plan.predicted_bytes <= limit:
+            return replace(plan, why=f"{failed.words} ran out of memory")
+    return None
+
+
+def plans(facts: Facts) -> list[Plan]:
+    """All that come into question, the fastest first. At least one."""
+    found = []
+    for engine, checkpointing, cuts, why in _rungs(facts):
+        predicted = None
+        if facts.described is not None:
+            predicted = predict(facts.described, engine, checkpointing, cuts).total
+        found.append(Plan(engine, checkpointing, cuts, why, predicted))
+    return found
+
+
+def _rungs(facts: Facts) -> Iterator[tuple[EngineSpec, bool, int, str]]:
+    asked = facts.asked
+    if asked.kind != "Auto":
+        recorded = asked.kind == "Captured"
+        yield from _leaner_ways(facts, asked, "as spec.engine.kind says", recorded)
+        return
+    if facts.processes > 1:
+        yield from _leaner_ways(facts, _of_kind(asked, "Replicated"), "a copy in each process is the fastest", False)
+        if "Sharded" in facts.available:
+            yield _of_kind(asked, "Sharded"), True, 1, "the processes share the memory"
+        return
+    if facts.device == "cpu":
+        yield from _leaner_ways(facts, _of_kind(asked, "Eager"), "one process on a CPU", False)
+        return
+    if "Compiled" in facts.available and pays_to_compile(facts) and not facts.checkpointing:
+        yield _of_kind(asked, "Compiled"), False, 1, f"{facts.steps} steps are worth the time to compile"
+    if "Captured" in facts.available and facts.capturable and facts.steps >= STEPS_TO_RECORD * facts.shapes:
+        yield from _leaner_ways(facts, _of_kind(asked, "Captured"), "a recorded step is the fastest", True)
+    yield from _leaner_ways(facts, _of_kind(asked, "Eager"), "one process", False)
+    if "DeepSpeed" in facts.available:
+        away: dict[str, object] = {"zero_stage": 2, "offload_optimizer": "Cpu"}
+        yield _of_kind(asked, "DeepSpeed", **away), True, facts.samples, "the optimizer does not fit on the GPU"
+        away |= {"zero_stage": 3, "offload_parameters": "Cpu"}
+        yield _of_kind(asked, "DeepSpeed", **away), True, facts.samples, "the weights do not fit on the GPU"
+
+
+def _leaner_ways(
+    facts: Facts, engine: EngineSpec, why: str, recorded: bool
+) -> Iterator[tuple[EngineSpec, bool, int, str]]:
+    """One engine, and what it can do to take less. Smaller pieces cost a recorded step little and others a launch of
+    everything; recorded steps cannot compute activations twice."""
+    yield engine, facts.checkpointing, 1, why
+    if not facts.checkpointing and not recorded:
+        yield engine, True, 1, why
+    for cuts in _divisors(facts.samples):
+        yield engine, facts.checkpointing or not recorded, cuts, why
+
+
+def pays_to_compile(facts: Facts) -> bool:
+    """Whether the steps save more time than compiling takes."""
+    saved = facts.steps * facts.samples * facts.latents * facts.numbers / 1e9 * SECONDS_SAVED
+    return saved >= WORTHWHILE * SECONDS_TO_COMPILE * facts.shapes
+
+
+def gibibytes(count: int) -> str:
+    """2.5 GiB"""
+    return f"{count / 2**30:.1f} GiB"
+
+
+def _divisors(samples: int) -> list[int]:
+    """Into how many equal pieces so many samples can be cut, 2 and more, at most one for each doubling."""
+    found: list[int] = []
+    for pieces in range(2, samples + 1):
+        if samples % pieces == 0 and pieces >= 2 * (found[-1] if found else 1):
+            found.append(pieces)
+    return found
+
+
+def _of_kind(asked: EngineSpec, kind: EngineKind, **options: object) -> EngineSpec:
+    # rules are for what people write: this may be an engine that they cannot ask for yet
+    return asked.model_copy(update={"kind": kind, **options})
+
+
+def _does_the_same(plan: Plan, other: Plan) -> bool:
+    return (plan.engine, plan.checkpointing, plan.cuts) == (other.engine, other.checkpointing, other.cuts)
+
+
+def _too_large(plan: Plan, memory: int) -> str:
+    return f"{plan.words} would take {gibibytes(plan.predicted_bytes or 0)} of {gibibytes(memory)}"
