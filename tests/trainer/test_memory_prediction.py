@@ -77,6 +77,26 @@ def test_a_model_with_two_text_encoders(pictures: Path, tmp_path: Path) -> None:
     check("all weights, text encoder too, computed twice", build_tiny_sdxl(tmp_path / "model"), pictures)
 
 
+def test_frozen_weights_in_half_precision(tiny_sd: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU."""
+    for place in ("engines.describing_memory", "engines.eager"):
+        monkeypatch.setattr(f"finetune_trainer.{place}.half_for", lambda precision, device: torch.bfloat16)
+    check("adapter, bf16", tiny_sd, pictures)
+
+
+def test_larger_pictures_are_predicted_from_smaller_ones(tiny_sd: Path, pictures: Path) -> None:
+    """Of buckets, the first batch need not have the largest shape."""
+    small, large = (
+        prepared(make_run("dreamBooth", training={"batchSize": 2}, dataset={"resolution": side}), tiny_sd, pictures)
+        for side in (64, 128)
+    )
+    spec = make_run("dreamBooth").training
+    guess = describe(small.module, [], small.groups, spec, small.samples.step(0), CPU, area=4)
+    known = describe(large.module, [], large.groups, spec, large.samples.step(0), CPU)
+    eager = EngineSpec(kind="Eager")
+    assert predict(guess, eager, False).working == pytest.approx(predict(known, eager, False).working, rel=0.05)
+
+
 def test_looking_changes_nothing(tiny_sd: Path, pictures: Path) -> None:
     """Neither what is drawn afterwards, nor whether activations are computed twice."""
     run = make_run("dreamBooth", training={"steps": 1})

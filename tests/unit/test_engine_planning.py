@@ -81,7 +81,7 @@ def of(kind: EngineKind, **options: object) -> EngineSpec:
             "nothing is predicted to fit in 8.0 GiB; this is the leanest",
         ),
         (
-            replace(GPU, memory=17 * GIB, asked=of("Captured")),
+            replace(GPU, memory=19 * GIB, asked=of("Captured")),
             "Captured, micro-batches cut in 4",
             "as spec.engine.kind",
         ),

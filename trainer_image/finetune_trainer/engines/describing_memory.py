@@ -20,8 +20,9 @@ from torch.utils._pytree import tree_leaves
 
 from finetune_trainer.data.samples import Batch
 from finetune_trainer.engines.cutting import with_rows
+from finetune_trainer.engines.halves import half_for, roundable
 from finetune_trainer.engines.memory import Bytes, Description, Unit
-from finetune_trainer.engines.precision import autocast, precision_of
+from finetune_trainer.engines.precision import HALVES, Precision, autocast, precision_of
 from finetune_trainer.methods.base import ParameterGroup
 
 
@@ -32,6 +33,7 @@ def describe(
     spec: ResolvedTraining,
     example: Sequence[Batch],
     device: torch.device,
+    area: float = 1.0,
 ) -> Description:
     """A description of the training of `groups` in `module`, which may have gradient checkpointing on or off.
 
@@ -39,26 +41,36 @@ def describe(
         module: maps a Batch to (loss, losses of samples).
         resident: what else is on `device`.
         example: the micro-batches of a step, each on any device.
+        area: of the largest pictures that there will be, by that of the largest of `example`.
     """
     trained = [value for group in groups for value in group.parameters.values()]
     largest = max(example, key=lambda batch: batch.noise.numel())
-    one, two = (
-        _trace(module, with_rows(largest, lambda rows, n=count: rows[:1].repeat_interleave(n, 0)), spec, device)
-        for count in (1, 2)
-    )
+    precision = precision_of(spec, device)
+    with _rounded(module, half_for(precision, device)):
+        one, two = (
+            _trace(module, with_rows(largest, lambda rows, n=n: rows[:1].repeat_interleave(n, 0)), precision, device)
+            for n in (1, 2)
+        )
+        frozen = _frozen_bytes((module, *resident), trained)
     return Description(
-        frozen=_frozen_bytes((module, *resident), trained),
+        frozen=frozen,
         trained=tuple(tuple(value.shape) for value in trained),
         units=tuple(
-            Unit(_line(a.before, b.before), _line(a.saved, b.saved), _line(a.inputs, b.inputs), a.trained)
+            Unit(
+                _line(a.before, b.before, area),
+                _line(a.saved, b.saved, area),
+                _line(a.inputs, b.inputs, area),
+                a.trained,
+            )
             for a, b in zip(one.units, two.units, strict=True)
         ),
-        saved_last=_line(one.outside, two.outside),
-        largest_saved=_line(one.largest, two.largest),
+        saved_last=_line(one.outside, two.outside, area),
+        largest_saved=_line(one.largest, two.largest, area),
         samples=len(largest.timesteps),
         micro_batches=len(example),
         optimizer=spec.optimizer.name,
         ema=spec.ema,
+        half=precision in HALVES,
     )
 
 
@@ -80,7 +92,7 @@ class _Trace:
     largest: int = 0
 
 
-def _trace(module: nn.Module, batch: Batch, spec: ResolvedTraining, device: torch.device) -> _Trace:
+def _trace(module: nn.Module, batch: Batch, precision: Precision, device: torch.device) -> _Trace:
     found = _Trace()
     parameters = {value.untyped_storage()._cdata for value in (*module.parameters(), *module.buffers())}
     # with gradient checkpointing other things are kept than without
@@ -115,9 +127,22 @@ def _trace(module: nn.Module, batch: Batch, spec: ResolvedTraining, device: torc
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         stack.enter_context(_units_run_by(module, run_unit))
         stack.enter_context(saved_tensors_hooks(keeps_outside, _never))
-        stack.enter_context(autocast(precision_of(spec, device), device))
+        stack.enter_context(autocast(precision, device))
         module(batch.to(device))
     return found
+
+
+@contextmanager
+def _rounded(module: nn.Module, half: torch.dtype | None) -> Iterator[None]:
+    """Within, frozen weights are as engines.halves keeps them while steps are made."""
+    before = [(one, one.data) for one in roundable(module)] if half is not None else []
+    for parameter, value in before:
+        parameter.data = value.to(half)
+    try:
+        yield
+    finally:
+        for parameter, value in before:
+            parameter.data = value
 
 
 class _Counter:
@@ -166,9 +191,9 @@ def _never(kept: None) -> Tensor:
     raise RuntimeError("a forward pass that is only counted has no backward pass")
 
 
-def _line(one: int, two: int) -> Bytes:
-    """Through the bytes of one sample and of two."""
-    return Bytes(fixed=2 * one - two, per_sample=two - one)
+def _line(one: int, two: int, area: float) -> Bytes:
+    """Through the bytes of one sample and of two, for pictures `area` times as large."""
+    return Bytes(fixed=2 * one - two, per_sample=(two - one) * area)
 
 
 def _frozen_bytes(modules: Iterable[nn.Module], trained: Sequence[Tensor]) -> int:

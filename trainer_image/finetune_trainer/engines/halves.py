@@ -24,19 +24,25 @@ def half_for(precision: Precision, device: torch.device) -> torch.dtype | None:
     return HALVES.get(precision) if device.type == "cuda" else None
 
 
+def roundable(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The frozen weights that autocast would round."""
+    for layer in module.modules():
+        if isinstance(layer, ROUNDED):
+            for parameter in layer.parameters(recurse=False):
+                if not parameter.requires_grad and parameter.dtype == torch.float32:
+                    yield parameter
+
+
 class FrozenHalves:
     """The frozen weights of a module, rounded; as they were, they wait in the host's memory."""
 
     def __init__(self, module: nn.Module, half: torch.dtype) -> None:
         self._weights: list[tuple[nn.Parameter, Tensor, Tensor]] = []
         """Each with its values in the host's memory, and rounded on the device."""
-        for layer in module.modules():
-            if isinstance(layer, ROUNDED):
-                for parameter in layer.parameters(recurse=False):
-                    if not parameter.requires_grad and parameter.dtype == torch.float32:
-                        rounded = parameter.detach().to(half)
-                        self._weights.append((parameter, parameter.detach().to("cpu", copy=True), rounded))
-                        parameter.data = rounded
+        for parameter in roundable(module):
+            rounded = parameter.detach().to(half)
+            self._weights.append((parameter, parameter.detach().to("cpu", copy=True), rounded))
+            parameter.data = rounded
 
     @contextmanager
     def whole(self) -> Iterator[None]:

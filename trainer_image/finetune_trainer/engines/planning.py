@@ -16,8 +16,8 @@ from finetune_trainer.engines.memory import Description, predict
 
 MARGIN = 1.1
 """Times the prediction: torch's allocator rounds up and leaves gaps."""
-RESERVED = 2**30
-"""Bytes that CUDA, cuDNN and cuBLAS take beside the allocator."""
+RESERVED = 2**29
+"""Bytes that cuDNN, cuBLAS and CUDA take for themselves once they work."""
 LEANER = 0.9
 """A plan after one that did not fit takes at most this share of it."""
 STEPS_TO_RECORD = 20
