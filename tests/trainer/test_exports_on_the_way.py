@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from finetune_api import TrainingRun
+from finetune_trainer.background import Background
 from finetune_trainer.errors import ConfigurationError, RunError
 from finetune_trainer.exports import export_weights
 from finetune_trainer.exports.on_the_way import WeightsOnTheWay
@@ -15,7 +17,8 @@ from finetune_trainer.families import Family
 from finetune_trainer.methods import make_methods
 from finetune_trainer.publish.file_store import FileStore
 from finetune_trainer.publish.on_the_way import Exports, exports_prefix
-from support.training import Memory, Trained, make_run, train_once
+from finetune_trainer.telemetry.listener import StepReport
+from support.training import Memory, Trained, Unhurried, make_run, train_once
 
 DIGEST = "d" * 64
 
@@ -32,10 +35,12 @@ def attempt(
     folder: Path,
     looks: int = 99,
     listener: Memory | None = None,
+    background: Background | None = None,
 ) -> tuple[Family, Trained]:
     """Named as its folder, with weights and checkpoints in `store`, stopped after so many looks."""
     exports, methods = Exports(store, "run-1", DIGEST, folder.name), make_methods(run.method, 0)
     heard, left = listener or Memory(), iter(range(looks))
+    background = background or Unhurried()
 
     def publish(step: int, made: Path, files: Sequence[Path]) -> None:
         exports.publish(step, made, [path.as_posix() for path in files])
@@ -49,8 +54,11 @@ def attempt(
         heard,
         store,
         folder.name,
-        duties_of=lambda family: [WeightsOnTheWay(run, family, methods, 2, folder / "export", publish, heard)],
+        duties_of=lambda family: [
+            WeightsOnTheWay(run, family, methods, 2, folder / "export", publish, heard, background)
+        ],
         methods=methods,
+        background=background,
     )
 
 
@@ -143,3 +151,47 @@ def test_a_store_that_is_away_does_not_end_the_training_and_one_that_refuses_doe
     store.error = ConfigurationError("access denied")
     with pytest.raises(ConfigurationError, match="access denied"):
         attempt(run_of("lora", steps=8), store, tiny_sd, pictures, tmp_path / "b")
+
+
+def test_a_store_that_hangs_stops_no_step_and_what_it_cannot_take_is_left_out(
+    tiny_sd: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Two are on their way, written as they were at their steps; a checkpoint comes after the weights before it."""
+    gate = threading.Event()
+    order: list[str] = []
+
+    class Slow(FileStore):
+        def put_file(self, key: str, path: Path) -> None:
+            if key.startswith("exports/") and not gate.wait(60):
+                raise RunError("the training waited for the store")
+            super().put_file(key, path)
+            if path.name in ("manifest.json", "tiny.safetensors"):
+                order.append(key.split("/")[2 if key.startswith("exports/") else 1])
+
+    class Opens(Memory):
+        def step(self, report: StepReport) -> None:
+            super().step(report)
+            if report.step == 11:
+                gate.set()
+
+    run, listener, store = run_of("lora", steps=11), Opens(), Slow(tmp_path / "store")
+    run = run.model_copy(update={"checkpoints": run.checkpoints.model_copy(update={"every_steps": 3})})
+    attempt(run, store, tiny_sd, pictures, tmp_path / "slow", listener=listener, background=Background())
+    assert [report.step for report in listener.steps] == list(range(1, 12))
+    left_out = [message.split()[4] for message in listener.messages if "are left out" in message]
+    assert left_out == ["6", "8", "10"]
+    assert "those of the steps 2 and 4 are still on their way" in " ".join(listener.messages)
+    assert order == ["00000002-slow", "00000003-slow", "00000004-slow", "00000011-slow"]
+
+    whole = FileStore(tmp_path / "whole-store")
+    attempt(run, whole, tiny_sd, pictures, tmp_path / "slow2", background=Unhurried())
+    for step in (2, 4):
+        one, other = (
+            {
+                stored.key.rpartition("/")[2]: each.get_bytes(stored.key)
+                for stored in each.list(f"exports/run-1/{step:08d}")
+            }
+            for each in (store, whole)
+        )
+        assert one.keys() == other.keys()
+        assert {name for name in one if one[name] != other[name]} == {"export.json"}, "it names the attempt"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from finetune_api import TrainingRun
 from finetune_api.resolve import prior_of
 
+from finetune_trainer.background import Background
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.data.class_images import ensure_class_images
 from finetune_trainer.data.pictures import PictureSet
@@ -98,20 +99,23 @@ def make(
 
     team.meet(should_stop)
     team.share([path.read_bytes() for path in class_pictures])
-    outcome = train(
-        run,
-        family,
-        methods,
-        dataset,
-        class_pictures,
-        settings.cache(),
-        _checkpoints(run, digest, work, store, settings, should_stop),
-        listener,
-        should_stop,
-        team,
-        inputs.files,
-        [*judging.duties, *_on_the_way(run, digest, family, methods, work, store, settings, listener)],
-    )
+    with Background() as background:
+        exports = _on_the_way(run, digest, family, methods, work, store, settings, listener, background)
+        outcome = train(
+            run,
+            family,
+            methods,
+            dataset,
+            class_pictures,
+            settings.cache(),
+            _checkpoints(run, digest, work, store, settings, should_stop),
+            listener,
+            should_stop,
+            team,
+            inputs.files,
+            [*judging.duties, *exports],
+            background,
+        )
     if outcome.interrupted:
         raise Interrupted(
             f"stopped at step {outcome.step} of {outcome.total_steps}; the same run goes on from step "
@@ -226,6 +230,7 @@ def _on_the_way(
     store: Store,
     settings: Settings,
     listener: Listener,
+    background: Background,
 ) -> list[Duty]:
     """Publishing weights every so many steps, where the run asks for it."""
     if run.exports is None:
@@ -235,4 +240,5 @@ def _on_the_way(
     def publish(step: int, folder: Path, files: Sequence[Path]) -> None:
         exports.publish(step, folder, loadable(files))
 
-    return [WeightsOnTheWay(run, family, methods, run.exports.every_steps, work / "export", publish, listener)]
+    every, folder = run.exports.every_steps, work / "export"
+    return [WeightsOnTheWay(run, family, methods, every, folder, publish, listener, background)]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from finetune_api import TrainingRun
 from finetune_api.techniques import TECHNIQUES
 
 from finetune_trainer.errors import ConfigurationError
+from finetune_trainer.exports.copied import copied
 from finetune_trainer.exports.diffusers_lora import ADAPTER_FILE, diffusers_metadata, diffusers_tensors
 from finetune_trainer.exports.hypernetworks import write_hypernetwork
 from finetune_trainer.exports.kohya import check_kohya, kohya_metadata, kohya_tensors
@@ -20,7 +22,7 @@ from finetune_trainer.exports.words import Words, file_names, write_words
 from finetune_trainer.families.base import Family
 from finetune_trainer.methods.base import AdapterWeights, Hypernetwork, NewWords, Result, WholeParts
 
-__all__ = ["check_exports", "export_weights"]
+__all__ = ["check_exports", "copied_weights", "export_weights"]
 
 
 def export_weights(run: TrainingRun, family: Family, results: Sequence[Result], out_dir: Path) -> list[Path]:
@@ -37,27 +39,46 @@ def export_weights(run: TrainingRun, family: Family, results: Sequence[Result], 
     Raises:
         ConfigurationError: a format cannot hold what was trained.
     """
+    return copied_weights(run, family, results)(out_dir)
+
+
+def copied_weights(run: TrainingRun, family: Family, results: Sequence[Result]) -> Callable[[Path], list[Path]]:
+    """Copies what was trained, as it is now. The function that comes back is `export_weights` for that copy: it may be
+    called in another thread while the training goes on.
+
+    Raises:
+        ConfigurationError: a format cannot hold what was trained.
+    """
     formats = run.output.formats or TECHNIQUES[run.method.name].default_formats
     name, dtype = file_name(run.identity.name), run.output.dtype
+    copies = [copied(result) for result in results]
     words: Words = {}
-    for result in results:
+    for result in copies:
         if isinstance(result, NewWords):
             words = {**words, **result.words}
-    try:
-        for result in results:
-            if isinstance(result, AdapterWeights):
-                _write_adapter(family, result, out_dir, name, dtype, formats)
-            elif isinstance(result, Hypernetwork):
-                write_hypernetwork(result, out_dir / "hypernetwork", name, dtype)
-        if words and set(formats) != {"Merged"}:
-            write_words(family, words, out_dir / "embeddings", dtype, pickled="Automatic1111" in formats)
-        _write_models(family, results, words, out_dir, name, dtype, formats)
-    except ValueError as error:
-        raise ConfigurationError(f"output.formats: {error}; leave out one of {', '.join(formats)}") from error
-    places = [out_dir / place for place in ("lora", "embeddings", "hypernetwork", "pipeline")]
-    files = [path for place in places for path in place.rglob("*") if path.is_file()]
-    single = out_dir / f"{name}.safetensors"
-    return sorted([*files, single] if single.is_file() else files)
+    whole = any(isinstance(result, WholeParts) for result in copies)
+    as_pipeline = "Merged" in formats or (whole and "Diffusers" in formats)
+    adapter = next((result for result in copies if isinstance(result, AdapterWeights)), None)
+    with _fitting(formats):
+        parts = plain_parts(family, adapter, dtype) if as_pipeline or "SingleFile" in formats else {}
+
+    def write(out_dir: Path) -> list[Path]:
+        with _fitting(formats):
+            for result in copies:
+                if isinstance(result, AdapterWeights):
+                    _write_adapter(family, result, out_dir, name, dtype, formats)
+                elif isinstance(result, Hypernetwork):
+                    write_hypernetwork(result, out_dir / "hypernetwork", name, dtype)
+            if words and set(formats) != {"Merged"}:
+                write_words(family, words, out_dir / "embeddings", dtype, pickled="Automatic1111" in formats)
+            if "SingleFile" in formats:
+                write_single_file(family, parts, out_dir / f"{name}.safetensors", name)
+            if as_pipeline:
+                # last: it puts the words into the parts
+                write_pipeline(family, parts, words, out_dir / "pipeline")
+        return _written(out_dir, name)
+
+    return write
 
 
 def check_exports(run: TrainingRun, family: Family) -> None:
@@ -94,24 +115,17 @@ def _write_adapter(
         write_tensors(folder / f"{name}.safetensors", tensors, kohya_metadata(family, result, name))
 
 
-def _write_models(
-    family: Family,
-    results: Sequence[Result],
-    words: Words,
-    out_dir: Path,
-    name: str,
-    dtype: Dtype,
-    formats: Sequence[str],
-) -> None:
-    """Whole models: with trained parts in them, or with an adapter folded in."""
-    whole = any(isinstance(result, WholeParts) for result in results)
-    as_pipeline = "Merged" in formats or (whole and "Diffusers" in formats)
-    if not as_pipeline and "SingleFile" not in formats:
-        return
-    adapter = next((result for result in results if isinstance(result, AdapterWeights)), None)
-    parts = plain_parts(family, adapter, dtype)
-    if "SingleFile" in formats:
-        write_single_file(family, parts, out_dir / f"{name}.safetensors", name)
-    if as_pipeline:
-        # last: it puts the words into the parts
-        write_pipeline(family, parts, words, out_dir / "pipeline")
+def _written(out_dir: Path, name: str) -> list[Path]:
+    places = [out_dir / place for place in ("lora", "embeddings", "hypernetwork", "pipeline")]
+    files = [path for place in places for path in place.rglob("*") if path.is_file()]
+    single = out_dir / f"{name}.safetensors"
+    return sorted([*files, single] if single.is_file() else files)
+
+
+@contextmanager
+def _fitting(formats: Sequence[str]) -> Iterator[None]:
+    """Raises ConfigurationError where a format cannot hold what is written within."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigurationError(f"output.formats: {error}; leave out one of {', '.join(formats)}") from error
