@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from finetune_trainer.importing import without_collections
 from finetune_trainer.launch import configure_logging
 from finetune_trainer.local_run import load_run
 from finetune_trainer.run import perform
@@ -57,7 +58,8 @@ def main(run_file: Path, result_file: Path) -> None:
     watches: list[Watch] = []
     listener = UntilTrained(watches)
     run = load_run(run_file)
-    count_steps(watches)
+    with without_collections():  # as `perform` imports it
+        count_steps(watches)
     digest = hashlib.sha256(run.to_json().encode()).hexdigest()
     perform(run, digest, Settings(), Listeners([listener, LogListener()]), Stop(), overwrite=True)
     import torch

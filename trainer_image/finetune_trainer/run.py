@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from finetune_trainer.credentials import Role, load_credentials
 from finetune_trainer.errors import Interrupted
+from finetune_trainer.importing import without_collections
 from finetune_trainer.paths import shown
 from finetune_trainer.publish.journal import Journal
 from finetune_trainer.publish.manifest import (
@@ -124,7 +125,8 @@ def _publish(
 ) -> Published:
     inputs = _fetch(run, settings, listener, should_stop)
     # torch takes seconds to import; whoever is told of a wrong bucket above need not wait for it
-    from finetune_trainer.making import make
+    with without_collections():
+        from finetune_trainer.making import make
 
     made = make(run, digest, inputs, work, store, settings, journal, listener, should_stop)
 
@@ -164,7 +166,8 @@ def accompany(run: TrainingRun, settings: Settings, listener: Listener, should_s
         RunError: with the exit code of how it ended.
     """
     inputs = _fetch(run, settings, listener, should_stop)
-    from finetune_trainer.making import help_making
+    with without_collections():
+        from finetune_trainer.making import help_making
 
     help_making(run, inputs, settings.work(run.identity.uid), settings, listener, should_stop)
     while not should_stop():
