@@ -90,7 +90,8 @@ def test_time_goes_to_what_it_was_spent_on() -> None:
     efficiency.judged(JudgementReport(0, {}, None, seconds=4.0))
     efficiency.stage("Training")
     efficiency.step(report(1, seconds=3.0, data=1.0))
-    efficiency.checkpoint(1, 0.5)
+    efficiency.spent("checkpoint", 0.5)
+    efficiency.checkpoint(1, 9.0)
     efficiency.judged(JudgementReport(1, {}, None, seconds=2.0))
     efficiency.spent("drawing", 1.5)
     clock.now += 35

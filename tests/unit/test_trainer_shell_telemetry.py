@@ -113,6 +113,7 @@ def test_metrics_are_served_under_their_names_and_labels() -> None:
         listener.stage("Training")
         listener.step(report(1, loss=0.7))
         listener.step(report(2, loss=0.5))
+        listener.spent("checkpoint", 0.25)
         listener.checkpoint(2, 1.5)
         listener.judged(judged(1, 1, fidelity=0.5, leak=0.25))
         listener.judged(judged(2, 1, fidelity=0.25, leak=0.0))
@@ -155,7 +156,7 @@ def test_metrics_are_served_under_their_names_and_labels() -> None:
         ("finetune_training_step_quantile_seconds", "0.99"): 0.25,
         ("finetune_time_seconds_total", "step"): 0.5,
         ("finetune_time_seconds_total", "data"): 0,
-        ("finetune_time_seconds_total", "checkpoint"): 1.5,
+        ("finetune_time_seconds_total", "checkpoint"): 0.25,
         ("finetune_time_seconds_total", "judging"): 5.0,
         ("finetune_time_seconds_total", "drawing"): 0,
     }

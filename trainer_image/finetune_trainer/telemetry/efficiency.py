@@ -47,7 +47,7 @@ class Efficiency:
         self._first = False
 
     def checkpoint(self, step: int, seconds: float) -> None:
-        self._spent["checkpoint"] += seconds
+        """It was stored while the training went on; what that stood still for, `spent` tells."""
 
     def judged(self, report: JudgementReport) -> None:
         self.spent("judging", report.seconds)

@@ -63,7 +63,8 @@ class Listener(Protocol):
         """An optimizer step is done."""
 
     def checkpoint(self, step: int, seconds: float) -> None:
-        """A checkpoint of this step is complete, and took so long."""
+        """A checkpoint of this step is complete, so long after it was begun. The training went on meanwhile: what it
+        stood still for, `spent` tells."""
 
     def judged(self, report: JudgementReport) -> None:
         """Pictures by the weights of a step were judged."""
