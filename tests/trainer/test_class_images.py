@@ -1,12 +1,13 @@
 """Class pictures: picture i depends on the key and on i alone, and nothing is drawn twice."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from finetune_api.methods import PriorPreservationSpec
-from finetune_trainer.data.class_images import class_images_key, ensure_class_images
+from finetune_trainer.data.class_images import IN_USE_SECONDS, class_images_key, ensure_class_images
 from finetune_trainer.errors import Interrupted
 from finetune_trainer.families import Family, load_family
 from PIL import Image
@@ -93,3 +94,41 @@ def test_what_is_part_of_the_key(family: Family, tmp_path: Path) -> None:
         "resolution",
         "seed",
     }
+
+
+def test_a_full_disk_is_not_passed_over(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is missing would be missed at the end of the training."""
+
+    def full(path: Path, write: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    drawn: list[int] = []
+
+    def drawing(prompts: list[str], *rest: object) -> list[Image.Image]:
+        drawn.append(len(prompts))
+        return [Image.new("RGB", (16, 16))] * len(prompts)
+
+    make(family, prior(count=1), tmp_path)
+    monkeypatch.setattr("finetune_trainer.data.class_images._store", full)
+    monkeypatch.setattr(family, "draw", drawing)
+    with pytest.raises(OSError, match="No space left"):
+        make(family, prior(count=9), tmp_path)
+    assert sum(drawn) <= 4, "it is known with the next batch"
+
+
+def test_the_pictures_of_a_key_go_together_and_not_while_they_are_needed(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune_trainer.data.disk_cache.bound", lambda disk: 1)
+    (first, *_), (second, *_) = make(family, prior("dog"), tmp_path), make(family, prior("cat"), tmp_path)
+    assert first.is_file(), "used a moment ago"
+    then = first.stat().st_mtime - IN_USE_SECONDS - 60
+    os.utime(first.parent, (then, then))
+    make(family, prior("cat"), tmp_path)
+    assert not first.parent.exists()
+    assert len(list(second.parent.glob("*.png"))) == 3
+    make(family, prior("dog"), tmp_path)
+    assert first.is_file()
+    os.utime(first.parent, (then, then))
+    make(family, prior("dog"), tmp_path)
+    assert first.is_file(), "using them counts, and not only drawing them"
