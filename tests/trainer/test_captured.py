@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from finetune_api import TrainingRun
-from finetune_api.training_run import ResolvedTraining
 from finetune_trainer.engines import Engine
 from finetune_trainer.engines.captured import REHEARSALS, CapturedEngine, not_capturable
 from finetune_trainer.engines.eager import EagerEngine
 from finetune_trainer.engines.recording import Again, Recorder
 from finetune_trainer.errors import ConfigurationError
+from finetune_trainer.training.twice import compute_twice
 from support.method_cases import METHODS
 from support.samples import bucketed, make_shapes
 from support.stepping import Stepping, numbers_of, stepping
@@ -197,33 +197,59 @@ def test_what_was_told_of_a_step_stays(tiny_sd: Path, pictures: Path) -> None:
     assert REHEARSALS > 0
 
 
+DROPOUT = {"prompt": "sks dog", "rank": 4, "dropout": 0.1}
+
+
 @pytest.mark.parametrize(
-    ("training", "says"),
+    ("training", "method", "says"),
     [
-        ({}, None),
-        ({"optimizer": {"name": "AdamW8bit"}, "gradientAccumulationSteps": 4, "precision": "fp16", "ema": True}, None),
-        (
-            {"optimizer": {"name": "Adafactor"}},
-            "optimizer.name is Adafactor, .* use AdamW or AdamW8bit, or engine.kind",
-        ),
-        ({"optimizer": {"name": "Prodigy"}, "learningRate": 1}, "optimizer.name is Prodigy"),
-        ({"gradientCheckpointing": True}, "gradientCheckpointing is true, .* use false, or engine.kind Eager"),
+        ({}, {}, None),
+        ({"optimizer": {"name": "AdamW8bit"}, "gradientAccumulationSteps": 4, "precision": "fp16"}, DROPOUT, None),
+        ({"gradientCheckpointing": True}, {}, None),
+        ({"optimizer": {"name": "Adafactor"}}, {}, "optimizer.name is Adafactor, .* use AdamW or AdamW8bit, or engine"),
+        ({"optimizer": {"name": "Prodigy"}, "learningRate": 1}, {}, "optimizer.name is Prodigy"),
+        ({"gradientCheckpointing": True}, DROPOUT, "gradientCheckpointing is true together .* or engine.kind Eager"),
     ],
 )
-def test_what_cannot_be_captured(training: dict[str, object], says: str | None, tiny_sd: Path, pictures: Path) -> None:
-    run = make_run(training=training)
-    spec: ResolvedTraining = run.training
-    assert (not_capturable(spec) is None) == (says is None)
-    if says is not None:
-        with pytest.raises(ConfigurationError, match=f"engine.kind Captured: .*{says}"):
-            stepping(run, CapturedEngine(CPU), tiny_sd, pictures)
+def test_what_cannot_be_captured(
+    training: dict[str, object], method: dict[str, object], says: str | None, tiny_sd: Path, pictures: Path
+) -> None:
+    run = make_run(training=training, method={"lora": method} if method else {})
+    if says is None:
+        found = stepping(run, CapturedEngine(CPU), tiny_sd, pictures)
+        assert not_capturable(run.training, found.module) is None
+        return
+    with pytest.raises(ConfigurationError, match=f"engine.kind Captured: .*{says}"):
+        stepping(run, CapturedEngine(CPU), tiny_sd, pictures)
+
+
+def test_checkpointing_leaves_the_generators_alone(
+    tiny_sd: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a step is captured, a GPU refuses to tell their state."""
+
+    class Strict(Tape):
+        def record(self, work: Callable[[], None]) -> Callable[[], None]:
+            def refuse() -> None:
+                raise AssertionError("asked for the generator's state")
+
+            with monkeypatch.context() as patched:
+                patched.setattr(torch, "get_rng_state", refuse)
+                return super().record(work)
+
+    run = make_run("dreamBooth", training={"learningRate": RATE, "gradientCheckpointing": True})
+    one, other = both(run, tiny_sd, pictures, Strict())
+    for prepared in (one, other):
+        for part in prepared.module.parts.values():
+            compute_twice(part)
+    assert_same_steps(one, other)
 
 
 def test_the_graph_in_software_finds_what_cannot_be_captured(
     tiny_sd: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or the tests above would say nothing."""
-    monkeypatch.setattr("finetune_trainer.engines.captured.not_capturable", lambda spec: None)
+    monkeypatch.setattr("finetune_trainer.engines.captured.not_capturable", lambda spec, module: None)
     run = make_run(training={"optimizer": {"name": "Prodigy"}, "learningRate": 1})
     asks = stepping(run, CapturedEngine(CPU, Tape()), tiny_sd, pictures)
     with pytest.raises(AssertionError, match="asks the device for a number"):

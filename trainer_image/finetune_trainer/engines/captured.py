@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from finetune_trainer.data.samples import Batch
 from finetune_trainer.engines.base import EngineState, StepResult
+from finetune_trainer.engines.dropout import drops
 from finetune_trainer.engines.eager import EagerEngine
 from finetune_trainer.engines.recording import Recorder, Work, recorder_for
 from finetune_trainer.engines.static_batches import Signature, place_for, put, signature_of
@@ -29,17 +30,17 @@ REHEARSALS = 3
 the optimizer makes its state."""
 
 
-def not_capturable(spec: ResolvedTraining) -> str | None:
-    """Why steps of `spec` cannot be recorded, with a remedy; None where they can."""
+def not_capturable(spec: ResolvedTraining, module: nn.Module) -> str | None:
+    """Why steps of `module` by `spec` cannot be recorded, with a remedy; None where they can."""
     if spec.optimizer.name in ("Adafactor", "Prodigy"):
         return (
             f"training.optimizer.name is {spec.optimizer.name}, which counts on the host in each step; use AdamW or "
             "AdamW8bit, or engine.kind Eager"
         )
-    if spec.gradient_checkpointing:
+    if spec.gradient_checkpointing and drops(module):
         return (
-            "training.gradientCheckpointing is true, which asks for the state of the random generators in the middle "
-            "of each step; use false, or engine.kind Eager"
+            "training.gradientCheckpointing is true together with dropout, and computing the same again asks for the "
+            "state of the random generators in the middle of each step; use false, or no dropout, or engine.kind Eager"
         )
     return None
 
@@ -55,7 +56,7 @@ class CapturedEngine(EagerEngine):
     def prepare(
         self, module: nn.Module, groups: Sequence[ParameterGroup], spec: ResolvedTraining, example: Sequence[Batch]
     ) -> None:
-        reason = not_capturable(spec)
+        reason = not_capturable(spec, module)
         if reason is not None:
             raise ConfigurationError(f"engine.kind Captured: {reason}")
         super().prepare(module, groups, spec, example)

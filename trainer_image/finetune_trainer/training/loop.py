@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from finetune_api import TrainingRun
-from torch import nn
 
 from finetune_trainer.background import Background
 from finetune_trainer.checkpoints import Checkpoints
@@ -22,6 +21,9 @@ from finetune_trainer.data.report import DataReport
 from finetune_trainer.data.samples import Batch, Samples
 from finetune_trainer.digests import sha256_of
 from finetune_trainer.engines import make_engine
+from finetune_trainer.engines.choosing import gather_facts
+from finetune_trainer.engines.out_of_memory import Fall, memory_suffices
+from finetune_trainer.engines.planning import choose
 from finetune_trainer.engines.precision import precision_of
 from finetune_trainer.families.base import Family
 from finetune_trainer.group.team import ALONE, Team
@@ -36,6 +38,7 @@ from finetune_trainer.training.readings import Reading, Watch, lateness
 from finetune_trainer.training.schedule import check_warmup, learning_rate_factor, total_steps
 from finetune_trainer.training.skips import Skips
 from finetune_trainer.training.step_module import StepModule
+from finetune_trainer.training.twice import compute_twice
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def train(
     files: Files | None = None,
     duties: Sequence[Duty] = (),
     background: Background | None = None,
+    fall: Fall | None = None,
 ) -> TrainOutcome:
     """Trains from the newest checkpoint, or from the start, to the last step or until `should_stop`.
 
@@ -93,11 +97,13 @@ def train(
         files: what a technique starts from; None where it needs none.
         duties: what is to be done every so many steps; those of rank 0 count in all processes of a group.
         background: where checkpoints are stored, where duties have work done there too; None for a thread of its own.
+        fall: this is another try, after the engine's plan ran out of memory.
 
     Raises:
         DataError: a picture cannot be used.
         NonFiniteLoss: the training diverged; the message names the step.
         ConfigurationError: the run asks for what this trainer does not carry out, or the store refuses.
+        OutOfMemory: the GPU's memory does not suffice. `family` is of no use any more.
         PeerLost: another process of the group is gone.
     """
     spec = run.training
@@ -110,16 +116,23 @@ def train(
     check_warmup(spec.scheduler, total)
     encode_views(samples, total, listener, should_stop)
     module = StepModule(family, needs_of(methods), spec.loss).train()
-    if spec.gradient_checkpointing:
+    example = samples.step(0)
+    side = family.pixels_per_latent
+    shapes = [(bucket.height // side, bucket.width // side) for bucket in samples.report.buckets]
+    facts = gather_facts(run.engine, module, family.parts.values(), groups, spec, example, total, shapes, family.device)
+    plan = team.share(choose(facts) if fall is None else fall.to)
+    listener.message(plan.told)
+    if plan.checkpointing:
         for part in module.parts.values():
             compute_twice(part)
-    engine = make_engine(run.engine, family.device, team)
-    engine.prepare(module, groups, spec, samples.step(0))
+    engine = make_engine(plan.engine, family.device, team, plan.cuts)
     starts = _digests_of(starting_uris(run.method), files or NoFiles())
     digests = {"model": family.digest, "classPictures": classes.digest, **samples.digests, **starts}
     skips = Skips(precision_of(spec, family.device), total)
     history = History(listener, skips, total, samples.pictures_per_step, lateness(family.device))
     with ExitStack() as stack:
+        stack.enter_context(memory_suffices(facts, plan, fall))
+        engine.prepare(module, groups, plan.applied_to(spec), example)
         course = Course(
             engine,
             module,
@@ -173,15 +186,6 @@ def _ready_for(device: torch.device, samples: Samples) -> Callable[[int], list[B
     if device.type == "cpu":
         return samples.step
     return lambda step: [batch.pinned() for batch in samples.step(step)]
-
-
-def compute_twice(part: nn.Module) -> None:
-    """Gradient checkpointing: activations of `part` are thrown away in the forward pass and computed again in the
-    backward pass. Diffusers and transformers have different words for it."""
-    if hasattr(part, "enable_gradient_checkpointing"):
-        part.enable_gradient_checkpointing()
-    else:
-        part.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def _digests_of(uris: Mapping[str, str], files: Files) -> dict[str, str]:
