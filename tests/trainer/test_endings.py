@@ -194,13 +194,14 @@ def wide_sd(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_killed_attempts_left_is_gone_in_the_end(
     s3: S3Server, uploaded: str, wire: Wire, wide_sd: Path, tmp_path: Path
 ) -> None:
-    """One is killed in the middle of a checkpoint, one in the middle of a multipart upload of the results."""
+    """One is killed in the middle of its last checkpoint, one in the middle of a multipart upload of the results. At
+    which steps there were checkpoints before is up to the store: none stops the training."""
     spec = through(wire, uploaded, wide_sd)
     spec["method"] = {"dreamBooth": {"prompt": "a photo of sks dog"}}
     spec["checkpoints"] = {"everySteps": 2}
     spec["validation"] = {"prompts": ["a photo of sks dog"], "imagesPerPrompt": 1, "inferenceSteps": 1}
     for uid, where, what in (
-        ("pod-1", "PUT /" + uploaded + "/results/checkpoints/run-1/00000004-pod-1/weights", "checkpoints/"),
+        ("pod-1", "PUT /" + uploaded + "/results/checkpoints/run-1/00000005-pod-1/weights", "checkpoints/"),
         ("pod-2", "partNumber=2", "attempts/pod-2/"),
     ):
         wire.hold(where)
@@ -215,16 +216,17 @@ def test_what_killed_attempts_left_is_gone_in_the_end(
     assert uploads(s3, uploaded) == [
         "results/attempts/pod-2/pipeline/text_encoder/model.safetensors",
     ]
-    assert "checkpoints/run-1/00000004-pod-1/optimizer.safetensors" in keys(s3, uploaded)
+    assert "checkpoints/run-1/00000005-pod-1/optimizer.safetensors" in keys(s3, uploaded)
 
     done = Pod(tmp_path, spec, uid="pod-3").run()
     assert (done.code, done.result.outcome, done.result.resumed_from_step) == (0, "Succeeded", 5), done.output
     manifest = nothing_unreferenced(s3, uploaded)
     assert [(a["id"], a.get("resumedFromStep"), a.get("lostSteps")) for a in manifest["attempts"]] == [
         ("pod-1", None, manifest["attempts"][0]["lostSteps"]),
-        ("pod-2", 2, 0),
+        ("pod-2", manifest["attempts"][1]["resumedFromStep"], 0),
         ("pod-3", 5, None),
     ]
+    assert manifest["attempts"][1]["resumedFromStep"] in (2, 3, 4)
     assert manifest["attempts"][0]["atLeast"] is True
 
 
