@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from finetune_trainer.training.arithmetic import forward_flops, matmul_peak, step_flops
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is no part of what is installed
 
 from benchmarks.trainer.sd15 import UNET
 
