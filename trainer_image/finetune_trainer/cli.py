@@ -191,3 +191,21 @@ def render(file: File, profile: ProfileFile = None) -> None:
 
     with exiting_on_errors():
         typer.echo(load_run(file, profile).to_json(), nl=False)
+
+
+@app.command()
+def from_accelerate(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="What `accelerate config` wrote, YAML or JSON; a DeepSpeed JSON that it names is read too.",
+            show_default=False,
+        ),
+    ],
+) -> None:
+    """Print spec.engine and spec.training for a configuration of accelerate."""
+    from finetune_trainer.accelerate_files import spec_of
+    from finetune_trainer.launch import exiting_on_errors
+
+    with exiting_on_errors():
+        typer.echo(spec_of(file), nl=False)

@@ -33,6 +33,7 @@ class BareModule:
         ]
         self.parameters: dict[str, nn.Parameter] = dict(module.named_parameters())
         """By their names in the module; the same objects as before, which techniques hold as well."""
+        self.shapes = {name: value.shape for name, value in self.parameters.items()}
 
     @contextmanager
     def filled(self, values: Mapping[str, Tensor]) -> Iterator[None]:

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from finetune_trainer.data.samples import Batch
 from finetune_trainer.engines.average import decay_of
 from finetune_trainer.engines.base import StepResult
-from finetune_trainer.engines.deepspeed_library import check_disk, load_deepspeed, open_group
+from finetune_trainer.engines.deepspeed_library import check_disk, load_deepspeed
 from finetune_trainer.engines.deepspeed_settings import check_settings, deepspeed_config, on_disk
 from finetune_trainer.engines.loss_scale import ScaleState
 from finetune_trainer.engines.optimizers import make_optimizer, rate_in_use
-from finetune_trainer.engines.partitioned import MOMENTS, Kept, PartitionedEngine
+from finetune_trainer.engines.partitioned import MOMENTS, Kept, PartitionedEngine, check_optimizer, open_group
 from finetune_trainer.engines.precision import Precision, autocast, precision_of
 from finetune_trainer.engines.zero_partitions import (
     GradientPartitions,
@@ -48,6 +48,7 @@ class DeepSpeedEngine(PartitionedEngine):
         self, module: nn.Module, groups: Sequence[ParameterGroup], spec: ResolvedTraining, example: Sequence[Batch]
     ) -> None:
         precision = precision_of(spec, self._device)
+        check_optimizer(spec, "DeepSpeed")
         check_settings(self._engine, spec, precision, self._device.type)
         deepspeed = load_deepspeed(self._device)
         for field in on_disk(self._engine):
@@ -105,7 +106,8 @@ class DeepSpeedEngine(PartitionedEngine):
     def _publish(self) -> None:
         self._partitions.publish()
 
-    def _gather_frozen(self, parameter: nn.Parameter) -> Tensor:
+    def _gather_frozen(self, key: str) -> Tensor:
+        parameter = self._bare.parameters[key]
         with self._gathered([parameter]) if hasattr(parameter, "ds_id") else nullcontext():
             return parameter.detach().to(torch.float32, copy=True)
 

@@ -8,7 +8,6 @@ import warnings
 from types import ModuleType
 
 import torch
-import torch.distributed as dist
 
 from finetune_trainer.errors import ConfigurationError
 
@@ -50,13 +49,6 @@ def check_disk(field: str) -> None:
             f"{field} is Nvme, but DeepSpeed was installed without its asynchronous I/O; install it with "
             "DS_BUILD_AIO=1 in the environment, where libaio and a C++ compiler are, or use Cpu"
         )
-
-
-def open_group(device: torch.device) -> None:
-    """A group of this process alone, where there is none: DeepSpeed cannot do without."""
-    if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 
 
 def _compile_nothing() -> None:

@@ -30,11 +30,6 @@ def check_settings(engine: EngineSpec, spec: ResolvedTraining, precision: Precis
     Raises:
         ConfigurationError: DeepSpeed, or ZeRO, does not work like that.
     """
-    if spec.optimizer.name != "AdamW":
-        raise ConfigurationError(
-            f"training.optimizer.name is {spec.optimizer.name}, but engine.kind DeepSpeed updates flat pieces of all "
-            "weights, whose shapes that optimizer would need; use AdamW, or another engine.kind"
-        )
     if precision == "fp16" and device == "cpu":
         raise ConfigurationError(
             "training.precision is fp16, which DeepSpeed does not support on a CPU; use bf16 or fp32, or a GPU"

@@ -20,6 +20,7 @@ from finetune_trainer.engines.eager import EagerEngine
 from finetune_trainer.engines.loss_scale import ScaleState
 from finetune_trainer.engines.optimizers import as_tensor, rates_of
 from finetune_trainer.engines.precision import precision_of
+from finetune_trainer.errors import ConfigurationError
 from finetune_trainer.group.team import Team
 from finetune_trainer.methods.base import ParameterGroup
 
@@ -48,8 +49,9 @@ class PartitionedEngine(EagerEngine):
         """Weights were scattered: computes with them from now on. All processes at once."""
 
     @abstractmethod
-    def _gather_frozen(self, parameter: nn.Parameter) -> Tensor:
-        """The whole of a parameter that is not trained, float32, a new tensor. All processes at once."""
+    def _gather_frozen(self, key: str) -> Tensor:
+        """The whole of a parameter that is not trained, by its name in the module, float32, a new tensor. All processes
+        at once."""
 
     @abstractmethod
     def _steps(self) -> float | None:
@@ -130,6 +132,9 @@ class PartitionedEngine(EagerEngine):
 
     def _remember(self, module: nn.Module, groups: Sequence[ParameterGroup], spec: ResolvedTraining) -> None:
         """What is asked of `module` before it is taken apart."""
+        for parameter in module.parameters():
+            # nobody cuts channels last, and DeepSpeed looks at the strides of sides of 1 too
+            parameter.data = parameter.data.contiguous().view(-1).view(parameter.shape)
         self._groups = tuple(groups)
         self._parameters = {name: value for group in groups for name, value in group.parameters.items()}
         self._shapes = {name: value.shape for name, value in self._parameters.items()}
@@ -178,8 +183,8 @@ class PartitionedEngine(EagerEngine):
         return {
             key: self._gather(self._names[key], kept).to(self._device)
             if key in self._names
-            else self._gather_frozen(value).to(self._device)
-            for key, value in self._bare.parameters.items()
+            else self._gather_frozen(key).to(self._device)
+            for key in self._bare.parameters
         }
 
     def _check(self, state: EngineState | None) -> None:
@@ -192,6 +197,23 @@ class PartitionedEngine(EagerEngine):
             raise ValueError("the state belongs to another training.ema")
         if (state.loss_scale is None) != (self._precision != "fp16"):
             raise ValueError("the state belongs to another training.precision")
+
+
+def open_group(device: torch.device) -> None:
+    """A group of this process alone, where there is none: what works in groups cannot do without."""
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def check_optimizer(spec: ResolvedTraining, kind: str) -> None:
+    """Raises ConfigurationError for an optimizer that looks at whole parameters, or at all of them; `kind` is the
+    engine's, which has neither."""
+    if spec.optimizer.name != "AdamW":
+        raise ConfigurationError(
+            f"training.optimizer.name is {spec.optimizer.name}, but with engine.kind {kind} each process updates its "
+            "pieces of the weights alone, and that optimizer would need to see more; use AdamW, or another engine.kind"
+        )
 
 
 def _told(state: EngineState) -> tuple[float | None, int, ScaleState | None]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AddedToken, PreTrainedTokenizerBase
 
+from finetune_trainer.exports.plain_saving import plain_saving
 from finetune_trainer.exports.words import Words
 from finetune_trainer.families.base import Family
 from finetune_trainer.families.loading import tokenizer_of
@@ -34,7 +35,8 @@ def write_pipeline(family: Family, parts: Mapping[str, nn.Module], words: Words,
             tokenizers[name] = tokenizer = copy.deepcopy(getattr(pipeline, name))
             add_words(tokenizer, parts[part], {word: vectors[part] for word, vectors in words.items()})
     pipeline.register_modules(**parts, **tokenizers)
-    pipeline.save_pretrained(folder, safe_serialization=True, max_shard_size=WHOLE)
+    with plain_saving():
+        pipeline.save_pretrained(folder, safe_serialization=True, max_shard_size=WHOLE)
 
 
 @torch.no_grad()
