@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from finetune_api.base import Int32, Model
+from finetune_api.engine import EngineKind
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Number = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
@@ -65,6 +66,19 @@ class Performance(Model):
     took. None where the peak is not measured: on a CPU."""
 
 
+class EngineInUse(Model):
+    """How the steps of an attempt are executed."""
+
+    kind: EngineKind
+    """The engine, as chosen."""
+    does: Annotated[str, Field(max_length=256)]
+    """The engine with its options, for people."""
+    why: Annotated[str, Field(max_length=512)]
+    """Why it was chosen, for people."""
+    predicted_bytes: Annotated[int, Field(ge=0, le=2**50)] | None = None
+    """Memory of the device that is predicted to be in use at the peak; none on a CPU."""
+
+
 class Progress(Model):
     """Answer of GET /progress, at most 64 KiB."""
 
@@ -90,6 +104,8 @@ class Progress(Model):
     """Step at which this attempt went on; none when it began at the start."""
     judgement: Judgement | None = None
     """The latest figures; none before the first judgement."""
+    engine: EngineInUse | None = None
+    """How steps are executed; none before it was chosen."""
     performance: Performance | None = None
     """How well the machine is used; none before the first stage."""
 

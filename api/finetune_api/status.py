@@ -133,6 +133,19 @@ class JudgementStatus(StatusModel):
     """Name → value as a decimal: fidelity, leak, drift …"""
 
 
+class EngineStatus(StatusModel):
+    """How the steps are executed, by the latest attempt."""
+
+    kind: Annotated[str, Field(max_length=64)]
+    """The engine, as spec.engine.kind would name it."""
+    does: Annotated[str, Field(max_length=256)] = ""
+    """The engine with its options: Captured, micro-batches cut in 2."""
+    why: Annotated[str, Field(max_length=512)] = ""
+    """Why it was chosen, or what ran out of memory before."""
+    predicted_memory: Annotated[str, Field(max_length=32)] | None = None
+    """Memory of the GPU that is predicted to be in use at the peak."""
+
+
 class FineTuneJobStatus(StatusModel):
     """What the operator observed."""
 
@@ -164,6 +177,8 @@ class FineTuneJobStatus(StatusModel):
     """Since when it has been active; none while it is suspended or queued. activeDeadlineSeconds counts both."""
     resolved: ResolvedStatus | None = None
     """What the job was made of."""
+    engine: EngineStatus | None = None
+    """How the steps are executed, and why so."""
     judgement: JudgementStatus | None = None
     """Figures of the weights, where they are judged."""
     artifacts: ArtifactsStatus | None = None

@@ -20,7 +20,7 @@ from finetune_trainer.families import Family, load_family
 from finetune_trainer.group.team import ALONE, Team
 from finetune_trainer.methods import Method, make_methods
 from finetune_trainer.publish.store import Store
-from finetune_trainer.telemetry.listener import JudgementReport, StepReport
+from finetune_trainer.telemetry.listener import EngineReport, JudgementReport, StepReport
 from finetune_trainer.training.duties import Duty
 from finetune_trainer.training.loop import TrainOutcome, train
 from PIL import Image
@@ -44,11 +44,15 @@ class Memory:
     messages: list[str] = field(default_factory=list)
     judgements: list[JudgementReport] = field(default_factory=list)
     activities: list[str] = field(default_factory=list)
+    engines: list[EngineReport] = field(default_factory=list)
     done: list[tuple[int, int]] = field(default_factory=list)
     resumed_from: int | None = None
 
     def stage(self, name: str) -> None:
         self.messages.append(name)
+
+    def planned(self, report: EngineReport) -> None:
+        self.engines.append(report)
 
     def begins(self, total_steps: int, resumed_from: int | None) -> None:
         self.resumed_from = resumed_from

@@ -58,12 +58,14 @@ def of(kind: EngineKind, **options: object) -> EngineSpec:
         (GPU, "Captured", "a recorded step is the fastest"),
         (replace(GPU, available=TODAY), "Eager", "one process"),
         (replace(GPU, capturable=False), "Eager", "one process"),
+        (replace(GPU, checkpointing=True), "Captured, activations computed twice", "a recorded step is the fastest"),
+        (replace(GPU, checkpointing=True, capturable_twice=False), "Eager, activations computed twice", "one process"),
         (replace(GPU, steps=19), "Eager", "one process"),
         (replace(GPU, shapes=26), "Eager", "one process"),
         (replace(GPU, shapes=25), "Captured", "a recorded step is the fastest"),
         (replace(GPU, steps=25_000), "Compiled", "25000 steps are worth the time to compile"),
         (replace(GPU, steps=25_000, shapes=2), "Captured", "a recorded step is the fastest"),
-        (replace(GPU, steps=25_000, checkpointing=True, capturable=False), "Eager, activations computed twice", "one"),
+        (replace(GPU, steps=25_000, checkpointing=True), "Captured, activations computed twice", "a recorded step"),
         (replace(GPU, asked=EngineSpec(processes_per_node=8)), "Replicated", "a copy in each process is the fastest"),
         (replace(GPU, asked=of("DeepSpeed", zero_stage=1)), "DeepSpeed, ZeRO-1", "as spec.engine.kind says"),
         # and as far as it fits
@@ -118,7 +120,7 @@ def test_what_follows_is_leaner_each_time() -> None:
     assert [plan.words for plan in tried] == [
         "Captured",
         "Captured, micro-batches cut in 4",
-        "Eager, activations computed twice, micro-batches cut in 4",
+        "Captured, activations computed twice, micro-batches cut in 4",
         "DeepSpeed, ZeRO-2, optimizer on the host, activations computed twice, micro-batches cut in 4",
         "DeepSpeed, ZeRO-3, optimizer on the host, parameters on the host, activations computed twice, "
         "micro-batches cut in 4",
@@ -126,6 +128,15 @@ def test_what_follows_is_leaner_each_time() -> None:
     taken = [plan.predicted_bytes or 0 for plan in tried]
     assert taken == sorted(taken, reverse=True)
     assert tried[1].why == "Captured ran out of memory"
+
+
+def test_what_cannot_be_recorded_twice_is_not() -> None:
+    tried = fallen(replace(GPU, capturable_twice=False, available=TODAY | {"Captured"}))
+    assert [plan.words for plan in tried] == [
+        "Captured",
+        "Captured, micro-batches cut in 4",
+        "Eager, activations computed twice, micro-batches cut in 4",
+    ]
 
 
 def test_without_a_prediction_the_row_is_followed() -> None:
@@ -159,8 +170,3 @@ def test_a_kind_that_was_asked_for_stays() -> None:
 )
 def test_when_compiling_pays(changes: dict[str, int], pays: bool) -> None:
     assert pays_to_compile(replace(GPU, **changes)) is pays  # type: ignore[arg-type]  # all are whole numbers
-
-
-def test_it_is_told_with_the_prediction() -> None:
-    assert choose(GPU).told == "engine: Captured (a recorded step is the fastest; 19.3 GiB predicted)"
-    assert choose(CPU).told == "engine: Eager (one process on a CPU)"

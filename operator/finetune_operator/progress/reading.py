@@ -1,12 +1,12 @@
-"""What a trainer answered last, and how it stands in status.progress and status.judgement."""
+"""What a trainer answered last, and how it stands in status.progress, status.engine and status.judgement."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from finetune_api.progress import Judgement, Progress, Result
-from finetune_api.status import JudgementStatus, ProgressStatus
+from finetune_api.progress import EngineInUse, Judgement, Progress, Result
+from finetune_api.status import EngineStatus, JudgementStatus, ProgressStatus
 
 from finetune_operator.times import show
 
@@ -66,6 +66,15 @@ def judgement_status(old: JudgementStatus | None, said: Judgement | None) -> Jud
         return old
     figures = {name: f"{value:.4g}" for name, value in said.figures.items()}
     return JudgementStatus(step=said.step, best_step=said.best_step, figures=figures or None)
+
+
+def engine_status(old: EngineStatus | None, said: EngineInUse | None) -> EngineStatus | None:
+    """status.engine after the trainer said `said`. An attempt has none before it has chosen: the latest choice still
+    tells how steps were executed."""
+    if said is None:
+        return old
+    predicted = None if said.predicted_bytes is None else f"{said.predicted_bytes / 2**30:.1f}Gi"
+    return EngineStatus(kind=said.kind, does=said.does, why=said.why, predicted_memory=predicted)
 
 
 def percent(step: int, total: int) -> str:

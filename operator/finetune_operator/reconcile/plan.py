@@ -16,7 +16,7 @@ from finetune_operator.policies.readiness import MOUNT_PATIENCE, Readiness, may_
 from finetune_operator.policies.replacement import wants_new_job
 from finetune_operator.policies.start_deadline import seconds_to_start
 from finetune_operator.policies.ttl import seconds_to_deletion
-from finetune_operator.progress.reading import finished_progress, judgement_status, progress_status
+from finetune_operator.progress.reading import engine_status, finished_progress, judgement_status, progress_status
 from finetune_operator.reconcile.actions import (
     Action,
     CreateChild,
@@ -239,10 +239,11 @@ class _Planner:
         self.draft.condition("Succeeded", "Unknown", "InProgress")
         self.draft.condition("Failed", "False", "InProgress")
         reading = self.seen.reading
-        said = reading.progress.judgement if reading is not None and reading.progress is not None else None
+        said = reading.progress if reading is not None else None
         self.draft.set(
             progress=progress_status(self.draft.status.progress, reading),
-            judgement=judgement_status(self.draft.status.judgement, said),
+            engine=engine_status(self.draft.status.engine, said.engine if said is not None else None),
+            judgement=judgement_status(self.draft.status.judgement, said.judgement if said is not None else None),
         )
         if self._snapshot_lost(decision):
             return

@@ -23,7 +23,7 @@ from finetune_trainer.publish.store import open_store
 from finetune_trainer.run import perform
 from finetune_trainer.settings import Settings
 from finetune_trainer.signals import Stop, stop_signals
-from finetune_trainer.telemetry.listener import JudgementReport, Listeners, StepReport
+from finetune_trainer.telemetry.listener import EngineReport, JudgementReport, Listeners, StepReport
 from finetune_trainer.telemetry.logs import LogListener, configure_logging
 
 
@@ -38,6 +38,9 @@ class Stopwatch:
     def stage(self, name: Stage) -> None:
         if name == "DrawingAfter":
             self.peak_memory = peak_memory()
+
+    def planned(self, report: EngineReport) -> None:
+        """What is compared are settings."""
 
     def begins(self, total_steps: int, resumed_from: int | None) -> None:
         forget_peak_memory()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from finetune_api.engine import EngineKind, EngineSpec
+from finetune_api.training_run import ResolvedTraining
 
 from finetune_trainer.engines.memory import Description, predict
 
@@ -53,6 +54,8 @@ class Facts:
     """Parameters of the module."""
     capturable: bool = True
     """Whether steps of these settings can be recorded."""
+    capturable_twice: bool = True
+    """Whether they can be with activations computed twice."""
     memory: int | None = None
     """Bytes of the device that the training may take; None where that is not planned, as on a CPU."""
     described: Description | None = None
@@ -81,6 +84,10 @@ class Plan:
     def kind(self) -> EngineKind:
         return self.engine.kind
 
+    def applied_to(self, spec: ResolvedTraining) -> ResolvedTraining:
+        """`spec` as the engine is to see it."""
+        return spec.model_copy(update={"gradient_checkpointing": self.checkpointing})
+
     @property
     def words(self) -> str:
         """What is done, for people: DeepSpeed, ZeRO-2, optimizer on the host, activations computed twice."""
@@ -94,12 +101,6 @@ class Plan:
             f"micro-batches cut in {self.cuts}" if self.cuts > 1 else "",
         ]
         return ", ".join(part for part in parts if part)
-
-    @property
-    def told(self) -> str:
-        """A line for people."""
-        guess = f"; {gibibytes(self.predicted_bytes)} predicted" if self.predicted_bytes is not None else ""
-        return f"engine: {self.words} ({self.why}{guess})"
 
 
 PLACES = {"Cpu": "the host", "Nvme": "its disk"}
@@ -144,22 +145,22 @@ def plans(facts: Facts) -> list[Plan]:
 def _rungs(facts: Facts) -> Iterator[tuple[EngineSpec, bool, int, str]]:
     asked = facts.asked
     if asked.kind != "Auto":
-        recorded = asked.kind == "Captured"
-        yield from _leaner_ways(facts, asked, "as spec.engine.kind says", recorded)
+        yield from _leaner_ways(facts, asked, "as spec.engine.kind says")
         return
     if facts.processes > 1:
-        yield from _leaner_ways(facts, _of_kind(asked, "Replicated"), "a copy in each process is the fastest", False)
+        yield from _leaner_ways(facts, _of_kind(asked, "Replicated"), "a copy in each process is the fastest")
         if "Sharded" in facts.available:
             yield _of_kind(asked, "Sharded"), True, 1, "the processes share the memory"
         return
     if facts.device == "cpu":
-        yield from _leaner_ways(facts, _of_kind(asked, "Eager"), "one process on a CPU", False)
+        yield from _leaner_ways(facts, _of_kind(asked, "Eager"), "one process on a CPU")
         return
     if "Compiled" in facts.available and pays_to_compile(facts) and not facts.checkpointing:
         yield _of_kind(asked, "Compiled"), False, 1, f"{facts.steps} steps are worth the time to compile"
-    if "Captured" in facts.available and facts.capturable and facts.steps >= STEPS_TO_RECORD * facts.shapes:
-        yield from _leaner_ways(facts, _of_kind(asked, "Captured"), "a recorded step is the fastest", True)
-    yield from _leaner_ways(facts, _of_kind(asked, "Eager"), "one process", False)
+    capturable = facts.capturable_twice if facts.checkpointing else facts.capturable
+    if "Captured" in facts.available and capturable and facts.steps >= STEPS_TO_RECORD * facts.shapes:
+        yield from _leaner_ways(facts, _of_kind(asked, "Captured"), "a recorded step is the fastest")
+    yield from _leaner_ways(facts, _of_kind(asked, "Eager"), "one process")
     if "DeepSpeed" in facts.available:
         away: dict[str, object] = {"zero_stage": 2, "offload_optimizer": "Cpu"}
         yield _of_kind(asked, "DeepSpeed", **away), True, facts.samples, "the optimizer does not fit on the GPU"
@@ -167,16 +168,19 @@ def _rungs(facts: Facts) -> Iterator[tuple[EngineSpec, bool, int, str]]:
         yield _of_kind(asked, "DeepSpeed", **away), True, facts.samples, "the weights do not fit on the GPU"
 
 
-def _leaner_ways(
-    facts: Facts, engine: EngineSpec, why: str, recorded: bool
-) -> Iterator[tuple[EngineSpec, bool, int, str]]:
-    """One engine, and what it can do to take less. Smaller pieces cost a recorded step little and others a launch of
-    everything; recorded steps cannot compute activations twice."""
+def _leaner_ways(facts: Facts, engine: EngineSpec, why: str) -> Iterator[tuple[EngineSpec, bool, int, str]]:
+    """One engine, and what it can do to take less. Smaller pieces cost a recorded step little, and others a launch of
+    everything once more: more than computing activations twice."""
+    pieces = _divisors(facts.samples)
     yield engine, facts.checkpointing, 1, why
-    if not facts.checkpointing and not recorded:
+    if engine.kind == "Captured":
+        yield from ((engine, facts.checkpointing, cuts, why) for cuts in pieces)
+        if not facts.capturable_twice:
+            return
+    if not facts.checkpointing:
         yield engine, True, 1, why
-    for cuts in _divisors(facts.samples):
-        yield engine, facts.checkpointing or not recorded, cuts, why
+    if engine.kind != "Captured" or not facts.checkpointing:
+        yield from ((engine, True, cuts, why) for cuts in pieces)
 
 
 def pays_to_compile(facts: Facts) -> bool:

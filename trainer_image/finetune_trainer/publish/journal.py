@@ -18,7 +18,7 @@ from finetune_trainer.publish.attempts import AttemptRecord, for_manifest, read_
 from finetune_trainer.publish.leftovers import BEAT_SECONDS
 from finetune_trainer.publish.manifest import ManifestAttempt
 from finetune_trainer.publish.store import Store
-from finetune_trainer.telemetry.listener import JudgementReport, StepReport
+from finetune_trainer.telemetry.listener import EngineReport, JudgementReport, StepReport
 
 log = logging.getLogger("finetune")
 
@@ -116,6 +116,9 @@ class Journal:
     def stage(self, name: Stage) -> None:
         self._change(stage=name)
         self._news.set()
+
+    def planned(self, report: EngineReport) -> None:
+        """The manifest has the settings, and the log what was made of them."""
 
     def begins(self, total_steps: int, resumed_from: int | None) -> None:
         self._change(step=resumed_from or 0, resumed_from_step=resumed_from)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import threading
 
-from finetune_api.progress import Activity, Judgement, Progress, Stage
+from finetune_api.progress import Activity, EngineInUse, Judgement, Progress, Stage
 
 from finetune_trainer.telemetry.efficiency import Efficiency
-from finetune_trainer.telemetry.listener import JudgementReport, StepReport
+from finetune_trainer.telemetry.listener import EngineReport, JudgementReport, StepReport
 from finetune_trainer.telemetry.pace import Pace
 
 
@@ -27,11 +27,19 @@ class Board:
         self._checkpoint_step: int | None = None
         self._resumed_from_step: int | None = None
         self._judgement: Judgement | None = None
+        self._engine: EngineInUse | None = None
 
     def stage(self, name: Stage) -> None:
         with self._lock:
             self._efficiency.stage(name)
             self._stage = name
+
+    def planned(self, report: EngineReport) -> None:
+        engine = EngineInUse(
+            kind=report.kind, does=report.does[:256], why=report.why[:512], predicted_bytes=report.predicted_bytes
+        )
+        with self._lock:
+            self._engine = engine
 
     def begins(self, total_steps: int, resumed_from: int | None) -> None:
         """The stage Training comes after this, so that none of its answers lacks where the attempt went on."""
@@ -82,6 +90,7 @@ class Board:
                 checkpoint_step=self._checkpoint_step,
                 resumed_from_step=self._resumed_from_step,
                 judgement=self._judgement,
+                engine=self._engine,
                 performance=self._efficiency.performance() if self._stage != "Starting" else None,
             )
 

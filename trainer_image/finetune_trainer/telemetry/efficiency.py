@@ -10,7 +10,7 @@ from typing import get_args
 
 from finetune_api.progress import Activity, Performance, Stage
 
-from finetune_trainer.telemetry.listener import JudgementReport, StepReport
+from finetune_trainer.telemetry.listener import EngineReport, JudgementReport, StepReport
 from finetune_trainer.telemetry.memory import memory
 
 WINDOW = 1000
@@ -36,12 +36,17 @@ class Efficiency:
             self._spent["drawing"] += now - self._stage_began
         self._stage, self._stage_began = name, now
 
+    def planned(self, report: EngineReport) -> None:
+        """It takes no time."""
+
     def begins(self, total_steps: int, resumed_from: int | None) -> None:
         self._first = True
 
     def step(self, report: StepReport) -> None:
-        self._spent["data"] += report.data_seconds
-        self._spent["step"] += max(0.0, report.seconds - report.data_seconds)
+        # a host that waits longer than the step took waited while the device was busy
+        waited = min(report.data_seconds, report.seconds)
+        self._spent["data"] += waited
+        self._spent["step"] += report.seconds - waited
         if not self._first:
             self._steps.append(report)
         self._first = False

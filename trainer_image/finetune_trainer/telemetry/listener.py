@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from finetune_api.engine import EngineKind
 from finetune_api.progress import Activity, Stage
 
 
@@ -43,6 +44,24 @@ class JudgementReport:
     """Time that drawing and judging took; 0 where an earlier judgement is told again."""
 
 
+@dataclass(frozen=True)
+class EngineReport:
+    """How steps are going to be executed."""
+
+    kind: EngineKind
+    does: str
+    """The engine with its options, for people."""
+    why: str
+    predicted_bytes: int | None
+    """Of the device's memory at the peak; None where that is not planned, as on a CPU."""
+
+    @property
+    def told(self) -> str:
+        """A line for people."""
+        size = f"; {self.predicted_bytes / 2**30:.1f} GiB predicted" if self.predicted_bytes is not None else ""
+        return f"engine: {self.does} ({self.why}{size})"
+
+
 def told(report: JudgementReport) -> str:
     """A line for people."""
     figures = ", ".join(f"{name} {value:.3g}" for name, value in report.figures.items())
@@ -55,6 +74,9 @@ class Listener(Protocol):
 
     def stage(self, name: Stage) -> None:
         """A new stage begins."""
+
+    def planned(self, report: EngineReport) -> None:
+        """An engine was chosen; another one after it ran out of memory."""
 
     def begins(self, total_steps: int, resumed_from: int | None) -> None:
         """The stage Training is next: from the checkpoint of this step, or from the start."""
@@ -88,6 +110,10 @@ class Listeners:
     def stage(self, name: Stage) -> None:
         for listener in self._listeners:
             listener.stage(name)
+
+    def planned(self, report: EngineReport) -> None:
+        for listener in self._listeners:
+            listener.planned(report)
 
     def begins(self, total_steps: int, resumed_from: int | None) -> None:
         for listener in self._listeners:

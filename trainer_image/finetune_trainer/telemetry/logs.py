@@ -12,7 +12,7 @@ from typing import Literal
 from finetune_api.progress import Activity, Stage
 from pythonjsonlogger.json import JsonFormatter
 
-from finetune_trainer.telemetry.listener import JudgementReport, StepReport, told
+from finetune_trainer.telemetry.listener import EngineReport, JudgementReport, StepReport, told
 from finetune_trainer.telemetry.pace import Pace, figures
 from finetune_trainer.telemetry.stages import WORDS
 
@@ -65,6 +65,9 @@ class LogListener:
     def stage(self, name: Stage) -> None:
         log.info("%s", WORDS[name], extra={"stage": name})
         self._last_line = -SECONDS_BETWEEN_LINES  # the first step of a stage is always told
+
+    def planned(self, report: EngineReport) -> None:
+        log.info("%s", report.told, extra={"engine": report.kind})
 
     def begins(self, total_steps: int, resumed_from: int | None) -> None:
         if resumed_from is not None:

@@ -8,7 +8,7 @@ from finetune_api.progress import Activity, Stage
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from finetune_trainer.telemetry.efficiency import Efficiency
-from finetune_trainer.telemetry.listener import JudgementReport, StepReport
+from finetune_trainer.telemetry.listener import EngineReport, JudgementReport, StepReport
 from finetune_trainer.telemetry.pace import Pace
 from finetune_trainer.telemetry.use import LABELS, Use
 
@@ -57,6 +57,9 @@ class Metrics:
         self._efficiency.stage(name)
         for stage in get_args(Stage):
             self._phase.labels(*self._labels, stage).set(stage == name)
+
+    def planned(self, report: EngineReport) -> None:
+        """Not a number."""
 
     def begins(self, total_steps: int, resumed_from: int | None) -> None:
         self._efficiency.begins(total_steps, resumed_from)

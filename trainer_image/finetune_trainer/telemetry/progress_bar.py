@@ -9,7 +9,7 @@ from finetune_api.progress import Activity, Stage
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from finetune_trainer.telemetry.listener import JudgementReport, StepReport, told
+from finetune_trainer.telemetry.listener import EngineReport, JudgementReport, StepReport, told
 from finetune_trainer.telemetry.pace import Pace, figures
 from finetune_trainer.telemetry.stages import WORDS
 
@@ -44,6 +44,9 @@ class ProgressBar:
         self._finish()
         if name != "Done":
             self._task = self._bar.add_task(WORDS[name], total=None, count="", figures="")
+
+    def planned(self, report: EngineReport) -> None:
+        self._bar.console.print(report.told, highlight=False, markup=False)
 
     def begins(self, total_steps: int, resumed_from: int | None) -> None:
         if resumed_from is not None:

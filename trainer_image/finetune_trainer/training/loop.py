@@ -29,7 +29,7 @@ from finetune_trainer.families.base import Family
 from finetune_trainer.group.team import ALONE, Team
 from finetune_trainer.methods import Files, Method, NoFiles, needs_of
 from finetune_trainer.sources.files import starting_uris
-from finetune_trainer.telemetry.listener import Listener
+from finetune_trainer.telemetry.listener import EngineReport, Listener
 from finetune_trainer.training.course import Course
 from finetune_trainer.training.duties import Duty, Roster
 from finetune_trainer.training.history import History
@@ -121,7 +121,7 @@ def train(
     shapes = [(bucket.height // side, bucket.width // side) for bucket in samples.report.buckets]
     facts = gather_facts(run.engine, module, family.parts.values(), groups, spec, example, total, shapes, family.device)
     plan = team.share(choose(facts) if fall is None else fall.to)
-    listener.message(plan.told)
+    listener.planned(EngineReport(plan.kind, plan.words, plan.why, plan.predicted_bytes))
     if plan.checkpointing:
         for part in module.parts.values():
             compute_twice(part)

@@ -1,0 +1,89 @@
+"""What there is to know before an engine is chosen: the device, what is installed, and what the training will take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+from finetune_api.engine import EngineKind, EngineSpec
+from finetune_api.training_run import ResolvedTraining
+from torch import nn
+
+from finetune_trainer.data.samples import Batch
+from finetune_trainer.engines.captured import not_capturable
+from finetune_trainer.engines.describing_memory import describe
+from finetune_trainer.engines.making import KINDS
+from finetune_trainer.engines.planning import Facts
+from finetune_trainer.methods.base import ParameterGroup
+
+
+def gather_facts(
+    asked: EngineSpec,
+    module: nn.Module,
+    resident: Iterable[nn.Module],
+    groups: Sequence[ParameterGroup],
+    spec: ResolvedTraining,
+    example: Sequence[Batch],
+    steps: int,
+    shapes: Sequence[tuple[int, int]],
+    device: torch.device,
+) -> Facts:
+    """Facts for planning.choose. On a GPU two forward passes are made, of one sample and of two.
+
+    Args:
+        module: what is to be trained, not yet given to an engine.
+        resident: what else is on `device`.
+        example: a step's micro-batches.
+        steps: of the whole training.
+        shapes: height and width in latents that micro-batches can have, each once.
+    """
+    places = max(height * width for height, width in shapes)
+    largest = max(example, key=lambda batch: batch.noise[0].numel()).noise
+    memory = memory_of(device)
+    described = None
+    if memory is not None:
+        area = places / largest[0, 0].numel()
+        described = describe(module, resident, groups, spec, example, device, area)
+    return Facts(
+        asked=asked,
+        available=available_kinds(device, spec),
+        device=_type_of(device),
+        checkpointing=spec.gradient_checkpointing,
+        steps=steps,
+        samples=max(len(batch.timesteps) for batch in example),
+        shapes=len(shapes),
+        latents=places,
+        numbers=sum(value.numel() for value in module.parameters()),
+        capturable=_capturable(spec, module, twice=False),
+        capturable_twice=_capturable(spec, module, twice=True),
+        memory=memory,
+        described=described,
+    )
+
+
+def available_kinds(device: torch.device, spec: ResolvedTraining) -> frozenset[EngineKind]:
+    """What Auto may choose from: engines that there are and that take these settings."""
+    found = set(KINDS)
+    if device.type != "cuda" or find_spec("deepspeed") is None or spec.optimizer.name != "AdamW":
+        found.discard("DeepSpeed")
+    return frozenset(found)
+
+
+def memory_of(device: torch.device) -> int | None:
+    """Bytes of a GPU that this process has or could have; None for a CPU, whose memory is not planned."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    ours = torch.cuda.memory_reserved(device)
+    # a limit that was set for this process holds for all of its memory
+    return min(free + ours, int(total * torch.cuda.get_per_process_memory_fraction(device)))
+
+
+def _capturable(spec: ResolvedTraining, module: nn.Module, twice: bool) -> bool:
+    return not_capturable(spec.model_copy(update={"gradient_checkpointing": twice}), module) is None
+
+
+def _type_of(device: torch.device) -> Literal["cpu", "cuda"]:
+    return "cuda" if device.type == "cuda" else "cpu"
