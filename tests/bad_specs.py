@@ -155,7 +155,6 @@ BAD_SPECS = [
     ),
     # --- the rest
     Bad("spec.engine", {"nodes": 65}, "should be less than or equal to 64", laptop_says="less than or equal to 64"),
-    Bad("spec.engine", {"offloadOptimizer": "Cpu"}, "offloadOptimizer can only be 'None' so far"),
     Bad("spec.engine", {"offloadOptimizer": "Cpu"}, "offloadOptimizer: Cpu or Nvme needs kind: DeepSpeed, since"),
     Bad("spec.engine", {"offloadParameters": "Cpu"}, "offloadParameters: Cpu or Nvme needs zeroStage: 3 or kind: Sha"),
     Bad("spec.engine", {"offloadParameters": "Nvme"}, "offloadParameters: Nvme needs zeroStage: 3, as DeepSpeed has"),
@@ -164,7 +163,7 @@ BAD_SPECS = [
     Bad("spec.engine", {"nvmePath": "/fast"}, "nvmePath can only be set with offloadOptimizer: Nvme or offloadPar"),
     Bad("spec.engine", {"offloadOptimizer": "Nvme", "nvmePath": "fast"}, "nvmePath must be an absolute path"),
     Bad("spec.engine", {"kind": "Fast"}, ENUM, laptop_says="Input should be 'Auto'"),
-    Bad("spec.engine", {"kind": "DeepSpeed"}, "kind can only be 'Auto' or 'Eager' or 'Replicated' so far; use Auto"),
+    Bad("spec.engine", {"kind": "Compiled"}, "kind can only be 'Auto' or 'Eager' or 'Captured' or 'Replicated' or"),
     Bad("spec.engine", {"zeroStage": 2}, "zeroStage can only be set with kind: DeepSpeed"),
     Bad("spec.engine", {"kind": "Eager", "nodes": 2}, "nodes above 1 cannot be used with kind: Eager or Captured or"),
     Bad("spec.engine", {"kind": "Eager", "processesPerNode": 2}, "processesPerNode above 1 cannot be used with kind"),

@@ -19,7 +19,7 @@ Quantity = Annotated[
 EngineKind = Literal["Auto", "Eager", "Captured", "Compiled", "Replicated", "Sharded", "DeepSpeed"]
 ONE_PROCESS: tuple[EngineKind, ...] = ("Eager", "Captured", "Compiled")
 """Kinds that work in a single process."""
-CARRIED_OUT: tuple[EngineKind, ...] = ("Auto", "Eager", "Replicated")
+CARRIED_OUT: tuple[EngineKind, ...] = ("Auto", "Eager", "Captured", "Replicated", "Sharded", "DeepSpeed")
 """Kinds that the trainer has; the others are refused. A test compares it with the trainer's own table."""
 CHOICE = ("kind", "zero_stage", "offload_optimizer", "offload_parameters", "nvme_path")
 """Fields that belong together: whoever names a kind has chosen all of them."""
@@ -32,8 +32,6 @@ class EngineSpec(Model):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         NotYet("kind", "use Auto", allowed=CARRIED_OUT),
-        NotYet("offloadOptimizer", "use None", allowed=("None",)),
-        NotYet("offloadParameters", "use None", allowed=("None",)),
         MoreThanOneNotWith("nodes", "kind", ONE_PROCESS, "which works in one process; use Auto"),
         MoreThanOneNotWith("processesPerNode", "kind", ONE_PROCESS, "which works in one process; use Auto"),
         OnlyWhen("zeroStage", "kind", "DeepSpeed"),

@@ -23,7 +23,7 @@ COMPILERS = ("cc", "c++", "gcc", "g++", "clang", "clang++", "nvcc", "ninja", "ma
 
 
 def zero(stage: int, optimizer: str = "None", parameters: str = "None") -> EngineSpec:
-    return EngineSpec.model_construct(
+    return EngineSpec(
         kind="DeepSpeed", zero_stage=stage, offload_optimizer=optimizer, offload_parameters=parameters
     )
 

@@ -21,8 +21,8 @@ from support.steps import Stepping, stepping
 from support.training import PROMPT, make_run
 from torch.distributed.tensor import DTensor
 
-SHARDED = EngineSpec.model_construct(kind="Sharded")
-OFFLOADED = EngineSpec.model_construct(kind="Sharded", offload_parameters="Cpu")
+SHARDED = EngineSpec(kind="Sharded")
+OFFLOADED = EngineSpec(kind="Sharded", offload_parameters="Cpu")
 WHOLE = {"on the device": SHARDED, "offloaded": OFFLOADED}
 OTHERS = ("lora", "words", "hypernetwork")
 

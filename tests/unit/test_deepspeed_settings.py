@@ -18,7 +18,7 @@ SD15 = 983_000_000
 
 
 def engine(**fields: object) -> EngineSpec:
-    return EngineSpec.model_construct(kind="DeepSpeed", **fields)
+    return EngineSpec.model_validate({"kind": "DeepSpeed", **fields})
 
 
 ALL_AWAY = {"zero_stage": 3, "offload_optimizer": "Cpu", "offload_parameters": "Cpu"}
