@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,26 @@ def test_killed_between_snapshot_and_upload_it_goes_on_from_the_one_before(
     assert (outcome.resumed_from_step, resumed.resumed_from, outcome.step) == (2, 2, 8)
     _, whole = train_once(run, tiny_sd, pictures, tmp_path / "whole")
     assert outcome.losses == whole.losses
+
+
+def test_what_an_earlier_try_of_this_process_gave_is_stored_before_the_newest_is_looked_for(
+    tiny_sd: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """A training that ran out of memory is tried again at once, with a leaner plan."""
+    looks = iter(range(3))
+    train_once(run_of(), tiny_sd, pictures, tmp_path, lambda: next(looks, None) is None)
+    folder, hidden, gate = tmp_path / "checkpoints", tmp_path / "hidden", threading.Event()
+    folder.rename(hidden)
+
+    class Asked(Background):
+        def finish(self) -> None:
+            gate.set()
+            super().finish()
+
+    background = Asked()
+    background.submit(lambda: gate.wait(PATIENCE) and hidden.rename(folder), Future.result)
+    _, outcome = train_once(run_of(), tiny_sd, pictures, tmp_path, background=background)
+    assert outcome.resumed_from_step == 3
 
 
 @pytest.mark.parametrize("time", [True, False], ids=["time", "no time"])

@@ -78,6 +78,8 @@ class Course:
         """Puts back the newest checkpoint; its step, or None where the training starts anew. What the attempt before
         was stopped in the middle of is not done yet: `attend` does it."""
         _compare(self._digests, self._team)
+        # this process may have tried before, and what that try gave is the newest
+        self._background.finish()
         found = _found(self._checkpoints, self._digests, self._listener)
         told = None
         if found is not None:
