@@ -65,10 +65,11 @@ def gather_facts(
 
 def available_kinds(device: torch.device, spec: ResolvedTraining) -> frozenset[EngineKind]:
     """What Auto may choose from: engines that there are and that take these settings."""
-    found = set(KINDS)
-    if device.type != "cuda" or find_spec("deepspeed") is None or spec.optimizer.name != "AdamW":
-        found.discard("DeepSpeed")
-    return frozenset(found)
+    # pieces of the weights are updated alone, and other optimizers look at more
+    left_out: set[EngineKind] = {"Sharded", "DeepSpeed"} if spec.optimizer.name != "AdamW" else set()
+    if device.type != "cuda" or find_spec("deepspeed") is None:
+        left_out.add("DeepSpeed")
+    return frozenset(KINDS.keys() - left_out)
 
 
 def memory_of(device: torch.device) -> int | None:

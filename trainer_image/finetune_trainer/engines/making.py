@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from finetune_api.engine import ONE_PROCESS, EngineKind, EngineSpec
@@ -14,38 +16,48 @@ from finetune_trainer.errors import ConfigurationError
 from finetune_trainer.group.team import ALONE, Team
 
 
-def _eager(spec: EngineSpec, device: torch.device, team: Team) -> Engine:
-    return EagerEngine(device)
+@dataclass(frozen=True)
+class Place:
+    """Where an engine works."""
+
+    device: torch.device
+    team: Team = ALONE
+    cache: Path | None = None
+    """What is kept for other trainings; None: nothing."""
 
 
-def _captured(spec: EngineSpec, device: torch.device, team: Team) -> Engine:
+def _eager(spec: EngineSpec, place: Place) -> Engine:
+    return EagerEngine(place.device)
+
+
+def _captured(spec: EngineSpec, place: Place) -> Engine:
     from finetune_trainer.engines.captured import CapturedEngine
 
-    return CapturedEngine(device)
+    return CapturedEngine(place.device)
 
 
-def _replicated(spec: EngineSpec, device: torch.device, team: Team) -> Engine:
-    if team.size == 1:
+def _replicated(spec: EngineSpec, place: Place) -> Engine:
+    if place.team.size == 1:
         # the only copy
-        return EagerEngine(device)
+        return EagerEngine(place.device)
     from finetune_trainer.engines.replicated import ReplicatedEngine
 
-    return ReplicatedEngine(device, team)
+    return ReplicatedEngine(place.device, place.team)
 
 
-def _sharded(spec: EngineSpec, device: torch.device, team: Team) -> Engine:
+def _sharded(spec: EngineSpec, place: Place) -> Engine:
     from finetune_trainer.engines.sharded import ShardedEngine
 
-    return ShardedEngine(spec, device, team)
+    return ShardedEngine(spec, place.device, place.team)
 
 
-def _deepspeed(spec: EngineSpec, device: torch.device, team: Team) -> Engine:
+def _deepspeed(spec: EngineSpec, place: Place) -> Engine:
     from finetune_trainer.engines.deepspeed import DeepSpeedEngine
 
-    return DeepSpeedEngine(spec, device, team)
+    return DeepSpeedEngine(spec, place.device, place.team)
 
 
-KINDS: Mapping[EngineKind, Callable[[EngineSpec, torch.device, Team], Engine]] = {
+KINDS: Mapping[EngineKind, Callable[[EngineSpec, Place], Engine]] = {
     "Eager": _eager,
     "Captured": _captured,
     "Replicated": _replicated,
@@ -56,12 +68,15 @@ KINDS: Mapping[EngineKind, Callable[[EngineSpec, torch.device, Team], Engine]] =
 OFFLOADING: tuple[EngineKind, ...] = ("DeepSpeed", "Sharded")
 
 
-def make_engine(spec: EngineSpec, device: torch.device, team: Team = ALONE, cuts: int = 1) -> Engine:
+def make_engine(
+    spec: EngineSpec, device: torch.device, team: Team = ALONE, cuts: int = 1, cache: Path | None = None
+) -> Engine:
     """The engine for `spec` in the group `team`. Auto, which planning.choose decides on, is here the plainest one for
     so many processes.
 
     Args:
         cuts: pieces that it gets each micro-batch in.
+        cache: what engines keep for other trainings; None: nothing.
 
     Raises:
         ConfigurationError: there is no such engine, or it works neither in a group nor with offload.
@@ -83,5 +98,5 @@ def make_engine(spec: EngineSpec, device: torch.device, team: Team = ALONE, cuts
             f"spec.engine.kind is {kind}, which keeps everything on its device; use {' or '.join(OFFLOADING)}, or "
             "remove offloadOptimizer and offloadParameters"
         )
-    engine = KINDS[kind](spec, device, team)
+    engine = KINDS[kind](spec, Place(device, team, cache))
     return CuttingEngine(engine, cuts) if cuts > 1 else engine

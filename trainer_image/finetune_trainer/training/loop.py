@@ -125,7 +125,7 @@ def train(
     if plan.checkpointing:
         for part in module.parts.values():
             compute_twice(part)
-    engine = make_engine(plan.engine, family.device, team, plan.cuts)
+    engine = make_engine(plan.engine, family.device, team, plan.cuts, cache_dir)
     starts = _digests_of(starting_uris(run.method), files or NoFiles())
     digests = {"model": family.digest, "classPictures": classes.digest, **samples.digests, **starts}
     skips = Skips(precision_of(spec, family.device), total)
