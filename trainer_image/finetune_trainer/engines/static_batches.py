@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass, replace
-from typing import TypeVar
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 
 import torch
 from torch import Tensor
 
-from finetune_trainer.data.samples import Batch
+from finetune_trainer.data.samples import Batch, mapped
 
-T = TypeVar("T")
 Signature = tuple[tuple[tuple[int, ...], torch.dtype], ...]
 
 
@@ -22,7 +20,7 @@ def signature_of(batch: Batch) -> Signature:
 
 def place_for(batch: Batch, device: torch.device) -> Batch:
     """A batch like `batch` on `device`, without its values."""
-    return _mapped(batch, lambda tensor: torch.zeros_like(tensor, device=device))
+    return mapped(batch, lambda tensor: torch.zeros_like(tensor, device=device))
 
 
 def put(batch: Batch, place: Batch) -> None:
@@ -41,11 +39,3 @@ def _tensors(value: object) -> Iterator[Tensor]:
     elif is_dataclass(value):
         for field in fields(value):
             yield from _tensors(getattr(value, field.name))
-
-
-def _mapped(value: T, change: Callable[[Tensor], Tensor]) -> T:
-    if isinstance(value, Tensor):
-        return change(value)  # type: ignore[return-value]  # a tensor for a tensor
-    if not is_dataclass(value) or isinstance(value, type):
-        return value
-    return replace(value, **{field.name: _mapped(getattr(value, field.name), change) for field in fields(value)})
