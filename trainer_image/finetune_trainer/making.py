@@ -16,6 +16,7 @@ from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.data.class_images import ensure_class_images
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.device import device_name
+from finetune_trainer.engines.out_of_memory import Fall, OutOfMemory, release_memory
 from finetune_trainer.errors import Interrupted
 from finetune_trainer.evaluation.found import Judgement
 from finetune_trainer.evaluation.judging import Judging, encoder_of
@@ -72,7 +73,8 @@ def make(
     listener: Listener,
     should_stop: Stop,
 ) -> Made:
-    """Prepares, draws, trains, draws again, evaluates, exports.
+    """Prepares, draws, trains, draws again, evaluates, exports. Where a GPU's memory does not suffice, all of it once
+    more with a leaner plan, from the last checkpoint.
 
     Args:
         digest: SHA-256 of the TrainingRun.
@@ -85,6 +87,35 @@ def make(
     """
     efficiency = Efficiency()
     listener = Listeners([listener, efficiency])
+
+    def once(fall: Fall | None) -> Made:
+        return _made(run, digest, inputs, work, store, settings, journal, listener, efficiency, should_stop, fall)
+
+    try:
+        return once(None)
+    except OutOfMemory as full:
+        if full.fall is None:
+            raise
+        fall = full.fall
+    listener.message(f"{fall.failed.words}: the GPU's memory did not suffice. Once more: {fall.to.words}.")
+    release_memory()
+    return once(fall)
+
+
+def _made(
+    run: TrainingRun,
+    digest: str,
+    inputs: Inputs,
+    work: Path,
+    store: Store,
+    settings: Settings,
+    journal: Journal,
+    listener: Listener,
+    efficiency: Efficiency,
+    should_stop: Stop,
+    fall: Fall | None,
+) -> Made:
+    """As `make`, with a plan that is given or chosen. Raises OutOfMemory too."""
     listener.stage("Preparing")
     prepared = prepare(run, inputs, settings.seat)
     dataset, family, methods, device = prepared.dataset, prepared.family, prepared.methods, prepared.device
@@ -115,6 +146,7 @@ def make(
             inputs.files,
             [*judging.duties, *exports],
             background,
+            fall,
         )
     if outcome.interrupted:
         raise Interrupted(
