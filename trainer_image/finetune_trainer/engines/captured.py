@@ -119,12 +119,14 @@ class CapturedEngine(EagerEngine):
         """Within, work is done as in a step, and changes nothing. Before the first micro-batch of a step."""
         scale = self._loss_scale.state() if self._loss_scale is not None else None
         self._idle.fill_(True)
-        yield
-        self._idle.fill_(False)
-        self._clear_gradients()
-        self._total.zero_()
-        if self._loss_scale is not None and scale is not None:
-            self._loss_scale.load(scale)
+        try:
+            yield
+        finally:
+            self._idle.fill_(False)
+            self._clear_gradients()
+            self._total.zero_()
+            if self._loss_scale is not None and scale is not None:
+                self._loss_scale.load(scale)
 
     def _whole(self, batch: Batch) -> None:
         self._tell(self._pass(self._module, batch, 1))
