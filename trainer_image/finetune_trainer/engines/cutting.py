@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 from finetune_api.training_run import ResolvedTraining
 from torch import Tensor, nn
 
-from finetune_trainer.data.samples import Batch
+from finetune_trainer.data.samples import Batch, mapped
 from finetune_trainer.engines.base import Engine, EngineState, StepResult
 from finetune_trainer.methods.base import ParameterGroup
 
@@ -25,24 +25,9 @@ def cut(batch: Batch, cuts: int) -> list[Batch]:
     pieces = min(cuts, samples)
     ends = [number * (samples // pieces) + min(number, samples % pieces) for number in range(pieces + 1)]
     return [
-        replace(with_rows(batch, lambda rows, a=first, b=end: rows[a:b]), seed=(batch.seed + number) % SEEDS)
+        replace(mapped(batch, lambda rows, a=first, b=end: rows[a:b]), seed=(batch.seed + number) % SEEDS)
         for number, (first, end) in enumerate(pairwise(ends))
     ]
-
-
-def with_rows(batch: Batch, pick: Callable[[Tensor], Tensor]) -> Batch:
-    """`batch` with what `pick` makes of each of its tensors, whose first dimension is the sample."""
-    found = _picked(batch, pick)
-    assert isinstance(found, Batch)
-    return found
-
-
-def _picked(value: object, pick: Callable[[Tensor], Tensor]) -> object:
-    if isinstance(value, Tensor):
-        return pick(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{one.name: _picked(getattr(value, one.name), pick) for one in fields(value)})
-    return value
 
 
 class CuttingEngine:

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 
-from finetune_trainer.data.samples import Batch
-from finetune_trainer.engines.cutting import with_rows
+from finetune_trainer.data.samples import Batch, mapped
 from finetune_trainer.engines.halves import half_for, roundable
 from finetune_trainer.engines.memory import Bytes, Description, Unit
 from finetune_trainer.engines.precision import HALVES, Precision, autocast, precision_of
@@ -48,7 +47,7 @@ def describe(
     precision = precision_of(spec, device)
     with _rounded(module, half_for(precision, device)):
         one, two = (
-            _trace(module, with_rows(largest, lambda rows, n=n: rows[:1].repeat_interleave(n, 0)), precision, device)
+            _trace(module, mapped(largest, lambda rows, n=n: rows[:1].repeat_interleave(n, 0)), precision, device)
             for n in (1, 2)
         )
         frozen = _frozen_bytes((module, *resident), trained)
