@@ -163,7 +163,6 @@ BAD_SPECS = [
     Bad("spec.engine", {"nvmePath": "/fast"}, "nvmePath can only be set with offloadOptimizer: Nvme or offloadPar"),
     Bad("spec.engine", {"offloadOptimizer": "Nvme", "nvmePath": "fast"}, "nvmePath must be an absolute path"),
     Bad("spec.engine", {"kind": "Fast"}, ENUM, laptop_says="Input should be 'Auto'"),
-    Bad("spec.engine", {"kind": "Compiled"}, "kind can only be 'Auto' or 'Eager' or 'Captured' or 'Replicated' or"),
     Bad("spec.engine", {"zeroStage": 2}, "zeroStage can only be set with kind: DeepSpeed"),
     Bad("spec.engine", {"kind": "Eager", "nodes": 2}, "nodes above 1 cannot be used with kind: Eager or Captured or"),
     Bad("spec.engine", {"kind": "Eager", "processesPerNode": 2}, "processesPerNode above 1 cannot be used with kind"),

@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints
 
 from finetune_api.base import Model
 from finetune_api.choices import ChoiceNeeds, MoreThanOneNotWith, OnlyForChoice
-from finetune_api.rules import Form, NotYet, OnlyWhen, Rule
+from finetune_api.rules import Form, OnlyWhen, Rule
 
 Quantity = Annotated[
     str,
@@ -19,8 +19,6 @@ Quantity = Annotated[
 EngineKind = Literal["Auto", "Eager", "Captured", "Compiled", "Replicated", "Sharded", "DeepSpeed"]
 ONE_PROCESS: tuple[EngineKind, ...] = ("Eager", "Captured", "Compiled")
 """Kinds that work in a single process."""
-CARRIED_OUT: tuple[EngineKind, ...] = ("Auto", "Eager", "Captured", "Replicated", "Sharded", "DeepSpeed")
-"""Kinds that the trainer has; the others are refused. A test compares it with the trainer's own table."""
 CHOICE = ("kind", "zero_stage", "offload_optimizer", "offload_parameters", "nvme_path")
 """Fields that belong together: whoever names a kind has chosen all of them."""
 ZERO_STAGE = 2
@@ -31,7 +29,6 @@ class EngineSpec(Model):
     """How steps are executed: the engine, its processes and nodes, and offload."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        NotYet("kind", "use Auto", allowed=CARRIED_OUT),
         MoreThanOneNotWith("nodes", "kind", ONE_PROCESS, "which works in one process; use Auto"),
         MoreThanOneNotWith("processesPerNode", "kind", ONE_PROCESS, "which works in one process; use Auto"),
         OnlyWhen("zeroStage", "kind", "DeepSpeed"),

@@ -36,6 +36,12 @@ def _captured(spec: EngineSpec, place: Place) -> Engine:
     return CapturedEngine(place.device)
 
 
+def _compiled(spec: EngineSpec, place: Place) -> Engine:
+    from finetune_trainer.engines.compiled import CompiledEngine
+
+    return CompiledEngine(place.device, place.cache)
+
+
 def _replicated(spec: EngineSpec, place: Place) -> Engine:
     if place.team.size == 1:
         # the only copy
@@ -60,11 +66,12 @@ def _deepspeed(spec: EngineSpec, place: Place) -> Engine:
 KINDS: Mapping[EngineKind, Callable[[EngineSpec, Place], Engine]] = {
     "Eager": _eager,
     "Captured": _captured,
+    "Compiled": _compiled,
     "Replicated": _replicated,
     "Sharded": _sharded,
     "DeepSpeed": _deepspeed,
 }
-"""Those that there are. finetune_api.engine.CARRIED_OUT tells the API server."""
+"""All that finetune_api.engine names, but for Auto."""
 OFFLOADING: tuple[EngineKind, ...] = ("DeepSpeed", "Sharded")
 
 
