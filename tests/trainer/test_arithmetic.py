@@ -8,8 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from finetune_trainer.training.arithmetic import forward_flops, matmul_peak, step_flops
+from finetune_api.training import LossSpec
+from finetune_trainer.data.samples import Batch
+from finetune_trainer.families import load_family
+from finetune_trainer.families.base import Cond, Moments
+from finetune_trainer.methods.base import Needs
+from finetune_trainer.sources.builtin import open_builtin
+from finetune_trainer.training.arithmetic import forward_flops, ideal_seconds, matmul_peak, step_flops
+from finetune_trainer.training.step_module import StepModule
+from support.training import Memory, make_run, train_once
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is no part of what is installed
 
@@ -17,34 +26,71 @@ from benchmarks.trainer.sd15 import UNET
 
 
 class Call(nn.Module):
-    """The denoiser of a step, on shapes alone."""
+    """The denoiser of a step, without the rest."""
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
         self.unet = unet
 
-    def forward(self, batch: Given) -> Tensor:
-        prediction: Tensor = self.unet(batch.noisy, batch.timesteps, batch.text, return_dict=False)[0]
+    def forward(self, batch: Batch) -> Tensor:
+        text = batch.cond.embeddings
+        prediction: Tensor = self.unet(batch.noise, batch.timesteps, text, return_dict=False)[0]
         return prediction
 
 
-class Given:
-    """As much of a Batch as `Call` needs: two pictures of 512 pixels."""
-
-    noisy = torch.empty(2, 4, 64, 64, device="meta")
-    timesteps = torch.empty(2, dtype=torch.int64, device="meta")
-    text = torch.empty(2, 77, 768, device="meta")
-
-    def to(self, device: torch.device) -> Given:
-        return self
+def batch_of(size: int, channels: int, side: int, cond: Cond | None, ids: Tensor) -> Batch:
+    zeros = torch.zeros(size, channels, side, side)
+    return Batch(
+        moments=Moments(zeros, zeros),
+        posterior_noise=zeros,
+        noise=zeros,
+        timesteps=torch.zeros(size, dtype=torch.int64),
+        weights=torch.ones(size),
+        token_ids=ids,
+        cond=cond,
+        sizes=torch.zeros(size, 6),
+        masks=None,
+        seed=0,
+    )
 
 
 def test_a_forward_pass_of_stable_diffusion_is_803_gflop_an_image() -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel(**UNET)
     assert sum(value.numel() for value in unet.parameters()) == 859_520_964
-    counted = forward_flops(Call(unet), [Given(), Given()], torch.device("cpu"))
+    batch = batch_of(2, 4, 64, Cond(torch.zeros(2, 77, 768)), torch.zeros(2, 1, 77))
+    counted = forward_flops(Call(unet), [batch, batch], torch.device("meta"))
     assert counted / 4 == pytest.approx(0.803e12, rel=0.005)
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_counting_computes_nothing_and_draws_nothing(live: bool) -> None:
+    family = load_family(open_builtin("builtin://tiny-shapes"), torch.device("cpu"))
+    ids = family.tokenize(["a circle"] * 2)
+    cond = None if live else family.encode_text(ids)
+    module = StepModule(family, Needs(live_text_encoder=live), LossSpec()).train()
+    batch = batch_of(2, family.latent_channels, 16, cond, ids)
+    generator = torch.get_rng_state()
+    counted = forward_flops(module, [batch], family.device)
+    assert torch.equal(torch.get_rng_state(), generator)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(batch)
+    assert counted == counter.get_total_flops()
+
+
+def test_a_cpu_is_not_measured_before_its_first_step() -> None:
+    assert ideal_seconds(nn.Linear(1, 1), [], [], "fp32", torch.device("cpu")) is None
+
+
+def test_no_training_fails_for_what_cannot_be_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Deciding(nn.Module):
+        def forward(self, batch: Batch) -> Tensor:
+            return batch.noise if batch.weights.sum().item() > 1 else -batch.noise
+
+    batch = batch_of(1, 4, 8, None, torch.zeros(1, 1, 77))
+    with pytest.raises(RuntimeError):
+        forward_flops(Deciding(), [batch], torch.device("cpu"))
+    assert ideal_seconds(Deciding(), [], [batch], "fp32", torch.device("cuda")) is None
 
 
 @pytest.mark.parametrize(
@@ -53,18 +99,6 @@ def test_a_forward_pass_of_stable_diffusion_is_803_gflop_an_image() -> None:
 )
 def test_a_step_is_two_or_three_forward_passes(trained: int, held: int, expected: int) -> None:
     assert step_flops(100, trained, held) == expected
-
-
-def test_counting_moves_nobodys_draws() -> None:
-    class Dropping(nn.Module):
-        def forward(self, batch: Given) -> Tensor:
-            return nn.functional.dropout(torch.ones(8), 0.5)
-
-    torch.manual_seed(3)
-    expected = torch.rand(1)
-    torch.manual_seed(3)
-    forward_flops(Dropping(), [Given()], torch.device("cpu"))
-    assert torch.equal(torch.rand(1), expected)
 
 
 def test_a_cpu_has_a_peak() -> None:
@@ -77,3 +111,20 @@ def test_a_cpu_has_a_peak() -> None:
 def test_a_gpu_multiplies_faster_in_half_precision() -> None:
     device = torch.device("cuda")
     assert matmul_peak(device, torch.bfloat16) > matmul_peak(device, torch.float32)
+
+
+def test_every_step_is_told_with_its_ideal_time(
+    tiny_sd: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def ideal(module: nn.Module, trained: list[Tensor], *others: object) -> float:
+        asked.append((sum(value.numel() for value in trained), sum(value.numel() for value in module.parameters())))
+        return 0.125
+
+    monkeypatch.setattr("finetune_trainer.training.loop.ideal_seconds", ideal)
+    memory = Memory()
+    train_once(make_run(training={"steps": 2, "learningRate": 0.01}), tiny_sd, pictures, tmp_path, listener=memory)
+    assert [report.ideal_seconds for report in memory.steps] == [0.125, 0.125]
+    ((trained, held),) = asked
+    assert 0 < trained < held

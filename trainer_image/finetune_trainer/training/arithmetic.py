@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from finetune_trainer.data.samples import Batch
+from finetune_trainer.data.samples import Batch, mapped
+from finetune_trainer.engines.precision import HALVES, Precision
+
+log = logging.getLogger("finetune")
 
 SIDE = 8192
 """Of the matrices that are multiplied on a GPU: large enough for all of its units."""
@@ -17,14 +22,43 @@ SIDE_ON_CPU = 1024
 REPEATS = 8
 
 
+def ideal_seconds(
+    module: nn.Module, trained: Iterable[Tensor], batches: Iterable[Batch], precision: Precision, device: torch.device
+) -> float | None:
+    """What the arithmetic of a step would take at the peak of `device`, measured now: 0.1 s on a GPU. None on a CPU,
+    whose first step would wait for it, and where the module does what torch cannot count; no training fails for it.
+
+    Args:
+        module: as an engine is given it, before it was.
+        trained: what of it is trained.
+        batches: of a step, on the CPU.
+    """
+    if device.type != "cuda":
+        return None
+    try:
+        forward = forward_flops(module, batches, device)
+    except RuntimeError as error:
+        log.info("the model FLOPs utilisation is not measured: %s", str(error).partition("\n")[0])
+        return None
+    flops = step_flops(forward, _numbers(trained), _numbers(module.parameters()))
+    return flops / matmul_peak(device, HALVES.get(precision, torch.float32))
+
+
 def forward_flops(module: nn.Module, batches: Iterable[Batch], device: torch.device) -> int:
     """Floating-point operations of the forward passes of a whole step, a multiplication and its addition counted as
-    two: matrix products, convolutions and attention, as torch counts them. `module` is what an engine is given."""
-    devices = [device] if device.type == "cuda" else []
-    # dropout in the modules must not move anybody's draws
-    with torch.random.fork_rng(devices), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    two: matrix products, convolutions and attention, as torch counts them. Nothing is computed, and no memory taken:
+    shapes go through the module, and no values.
+
+    Raises:
+        RuntimeError: the module decides by values.
+    """
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True) as shapes,
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+    ):
         for batch in batches:
-            module(batch.to(device))
+            module(mapped(batch, lambda tensor: shapes.from_tensor(tensor).to(device)))
     return int(counter.get_total_flops())
 
 
@@ -43,9 +77,18 @@ def step_flops(forward: int, trained: int, held: int) -> int:
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOPs a second that products of large square matrices reach on `device`: the fastest of eight."""
     side = SIDE if device.type == "cuda" else SIDE_ON_CPU
-    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     torch.mm(left, right)
-    return 2 * side**3 / min(_seconds_of(left, right) for _ in range(REPEATS))
+    fastest = min(_seconds_of(left, right) for _ in range(REPEATS))
+    del left, right
+    if device.type == "cuda":
+        # the memory is another's now, and is not to be counted as the training's
+        torch.cuda.empty_cache()
+    return 2 * side**3 / fastest
+
+
+def _numbers(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
 
 
 def _seconds_of(left: Tensor, right: Tensor) -> float:

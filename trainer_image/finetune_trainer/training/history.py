@@ -39,15 +39,24 @@ class Past:
 class History:
     """Readings go in as steps are given to the device; what they say comes out some steps later."""
 
-    def __init__(self, listener: Listener, skips: Skips, total_steps: int, images: int, late: int) -> None:
+    def __init__(
+        self,
+        listener: Listener,
+        skips: Skips,
+        total_steps: int,
+        images: int,
+        late: int,
+        ideal_seconds: float | None = None,
+    ) -> None:
         """
         Args:
             skips: hear of each step.
             images: the user's pictures in a step, over all processes.
             late: how many readings may be on their way.
+            ideal_seconds: what the arithmetic of a step would take at the device's peak, where that is known.
         """
         self._listener, self._skips = listener, skips
-        self._total, self._images, self._late = total_steps, images, late
+        self._total, self._images, self._late, self._ideal = total_steps, images, late, ideal_seconds
         self._losses: list[float] = []
         self._rates: list[float] = []
         self._coming: deque[Reading] = deque()
@@ -117,5 +126,6 @@ class History:
                 images=self._images,
                 seconds=figures.seconds,
                 data_seconds=figures.data_seconds,
+                ideal_seconds=self._ideal,
             )
         )

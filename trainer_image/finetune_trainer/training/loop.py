@@ -30,6 +30,7 @@ from finetune_trainer.group.team import ALONE, Team
 from finetune_trainer.methods import Files, Method, NoFiles, needs_of
 from finetune_trainer.sources.files import starting_uris
 from finetune_trainer.telemetry.listener import EngineReport, Listener
+from finetune_trainer.training.arithmetic import ideal_seconds
 from finetune_trainer.training.course import Course
 from finetune_trainer.training.duties import Duty, Roster
 from finetune_trainer.training.history import History
@@ -129,7 +130,9 @@ def train(
     starts = _digests_of(starting_uris(run.method), files or NoFiles())
     digests = {"model": family.digest, "classPictures": classes.digest, **samples.digests, **starts}
     skips = Skips(precision_of(spec, family.device), total)
-    history = History(listener, skips, total, samples.pictures_per_step, lateness(family.device))
+    trained = [value for group in groups for value in group.parameters.values()]
+    ideal = ideal_seconds(module, trained, example, precision_of(spec, family.device), family.device)
+    history = History(listener, skips, total, samples.pictures_per_step, lateness(family.device), ideal)
     with ExitStack() as stack:
         stack.enter_context(memory_suffices(facts, plan, fall))
         engine.prepare(module, groups, plan.applied_to(spec), example)
