@@ -6,8 +6,8 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from finetune_api.progress import Judgement, Progress
-from finetune_api.status import FineTuneJobStatus, JudgementStatus, ResolvedStatus
+from finetune_api.progress import EngineInUse, Judgement, Progress
+from finetune_api.status import EngineStatus, FineTuneJobStatus, JudgementStatus, ResolvedStatus
 from finetune_operator.progress.reading import Reading
 from finetune_operator.reconcile.actions import Plan
 from finetune_operator.reconcile.observed import Observed
@@ -182,6 +182,26 @@ def test_figures_stand_in_the_status_from_the_first_judgement_to_the_published_o
     quiet = plan(observed(status, child=finished, pods=(ended(0),), looked=True), NOW).status
     assert quiet is not None
     assert quiet.judgement == shown, "the last that was heard of"
+
+
+def test_the_engine_stands_in_the_status_and_the_next_one_when_it_ran_out_of_memory() -> None:
+    said = Progress(run_uid="u", pod_uid="p", stage="Training", step=150, total_steps=200)
+    first = EngineInUse(
+        kind="Captured", does="Captured", why="a recorded step is the fastest", predicted_bytes=3 * 2**29
+    )
+    then = EngineInUse(kind="Eager", does="Eager, activations computed twice", why="Captured ran out of memory")
+    seen = observed(begun(), child=child(), pods=(running(),))
+    status: FineTuneJobStatus | None = seen.status
+    shown = EngineStatus(
+        kind="Captured", does="Captured", why="a recorded step is the fastest", predicted_memory="1.5Gi"
+    )
+    leaner = EngineStatus(kind="Eager", does="Eager, activations computed twice", why="Captured ran out of memory")
+    # not chosen yet; chosen; another one; another attempt, which has not chosen
+    for engine, expected in ((None, None), (first, shown), (then, leaner), (None, leaner)):
+        reading = Reading(said.model_copy(update={"engine": engine}), NOW, stale=False)
+        status = plan(replace(seen, status=status, reading=reading), NOW).status
+        assert status is not None
+        assert status.engine == expected
 
 
 def test_the_kubelets_back_off_does_not_hide_the_error() -> None:

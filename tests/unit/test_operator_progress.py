@@ -121,6 +121,8 @@ async def test_a_good_answer() -> None:
         (answering(GOOD | {"judgement": {"step": 1, "figures": {"fidelity": "high"}}}), "invalid"),
         (answering(GOOD | {"judgement": {"step": 1, "figures": {"a text, at length": 1}}}), "invalid"),
         (answering(GOOD | {"judgement": {"step": 1, "figures": {f"f{i}": 1 for i in range(33)}}}), "invalid"),
+        (answering(GOOD | {"engine": {"kind": "Fast", "does": "Fast", "why": ""}}), "invalid"),
+        (answering(GOOD | {"engine": {"kind": "Eager", "does": "Eager", "why": "y" * 513}}), "invalid"),
         (answering('{"loss": NaN}'), "invalid"),
         (answering("<html>"), "invalid"),
         (answering(GOOD, status=500), "refused"),

@@ -17,7 +17,7 @@ from finetune_api.progress import Judgement
 from finetune_trainer.errors import ConfigurationError, DataError, Interrupted, RunError
 from finetune_trainer.evaluation.meanings import FIGURES
 from finetune_trainer.telemetry.board import Board
-from finetune_trainer.telemetry.listener import JudgementReport, Listeners, StepReport
+from finetune_trainer.telemetry.listener import EngineReport, JudgementReport, Listeners, StepReport
 from finetune_trainer.telemetry.logs import LogListener, configure_logging
 from finetune_trainer.telemetry.metrics import Metrics
 from finetune_trainer.telemetry.pace import Pace, figures
@@ -97,6 +97,16 @@ def test_progress_has_the_latest_figures_and_only_those_that_are_numbers() -> No
     board.judged(judged(10, None, fidelity=0.5))
     board.judged(judged(20, 10, fidelity=0.25, leak=math.nan))
     assert board.progress().judgement == Judgement(step=20, figures={"fidelity": 0.25}, best_step=10)
+
+
+def test_progress_has_the_engine_and_its_prediction() -> None:
+    board = Board("run-1", "pod-1")
+    assert board.progress().engine is None
+    board.planned(EngineReport("Captured", "Captured", "a recorded step is the fastest", 2**31))
+    board.planned(EngineReport("Eager", "Eager", "Captured ran out of memory" + "!" * 600, None))
+    engine = board.progress().engine
+    assert engine is not None
+    assert (engine.kind, engine.does, len(engine.why), engine.predicted_bytes) == ("Eager", "Eager", 512, None)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, 1e30])
@@ -186,6 +196,14 @@ def test_lines_come_with_each_stage_and_at_most_every_ten_seconds(caplog: pytest
         "Training",
         *(f"step {step} of 100" for step in (1, 21, 41, 61, 81, 100)),
     ]
+
+
+def test_an_engine_is_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="finetune"):
+        LogListener().planned(EngineReport("Captured", "Captured, micro-batches cut in 2", "it fits", 5 * 2**29))
+    (record,) = caplog.records
+    assert record.getMessage() == "engine: Captured, micro-batches cut in 2 (it fits; 2.5 GiB predicted)"
+    assert record.engine == "Captured"
 
 
 def test_a_judgement_is_a_line(caplog: pytest.LogCaptureFixture) -> None:
