@@ -89,6 +89,28 @@ def test_it_goes_on_from_the_last_checkpoint_with_the_next_plan(job: Path, monke
         np.testing.assert_allclose(value, undisturbed[name], rtol=1e-3, atol=1e-6)
 
 
+def test_what_breaks_because_of_it_is_the_same_and_other_errors_are_not(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def recording(engine: EagerEngine, batches: Sequence[Batch]) -> bool:
+        if not computes_twice(engine):
+            try:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            finally:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+        return False
+
+    code, said, done = run(job, monkeypatch, recording)
+    assert (code, done) == (0, [2] * STEPS), said
+
+    def broken(engine: EagerEngine, batches: Sequence[Batch]) -> bool:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    code, said, done = run(job, monkeypatch, broken)
+    assert (code, done) == (1, [])
+    assert "Once more" not in said
+
+
 def test_once_is_enough(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, said, done = run(job, monkeypatch, lambda engine, batches: True)
     assert (code, done) == (78, [])

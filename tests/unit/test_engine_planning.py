@@ -65,7 +65,8 @@ def of(kind: EngineKind, **options: object) -> EngineSpec:
         (replace(GPU, shapes=25), "Captured", "a recorded step is the fastest"),
         (replace(GPU, steps=25_000), "Compiled", "25000 steps are worth the time to compile"),
         (replace(GPU, steps=25_000, shapes=2), "Captured", "a recorded step is the fastest"),
-        (replace(GPU, steps=25_000, checkpointing=True), "Captured, activations computed twice", "a recorded step"),
+        (replace(GPU, steps=25_000, checkpointing=True), "Compiled, activations computed twice", "25000 steps"),
+        (replace(GPU, steps=25_000, capturable=False), "Eager", "one process"),
         (replace(GPU, asked=EngineSpec(processes_per_node=8)), "Replicated", "a copy in each process is the fastest"),
         (replace(GPU, asked=of("DeepSpeed", zero_stage=1)), "DeepSpeed, ZeRO-1", "as spec.engine.kind says"),
         # and as far as it fits

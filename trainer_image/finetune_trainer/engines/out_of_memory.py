@@ -41,13 +41,22 @@ def memory_suffices(facts: Facts, plan: Plan, before: Fall | None) -> Iterator[N
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
         said = f"spec.engine: {plan.words} ran out of the GPU's memory"
         if before is not None:
             said += f", and so did {before.failed.words} before"
         leaner = next_leaner(facts, plan) if before is None and facts.processes == 1 else None
         fall = Fall(plan, leaner) if leaner is not None else None
         raise OutOfMemory(f"{said}; {_remedies(facts, plan)}", fall) from error
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Also where another error came of it: a recording that breaks off is told by the end of the recording."""
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def release_memory() -> None:

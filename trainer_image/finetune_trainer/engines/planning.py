@@ -53,7 +53,7 @@ class Facts:
     numbers: int = 0
     """Parameters of the module."""
     capturable: bool = True
-    """Whether steps of these settings can be recorded."""
+    """Whether steps of these settings can be recorded, which those of a compiled model are too."""
     capturable_twice: bool = True
     """Whether they can be with activations computed twice."""
     memory: int | None = None
@@ -155,9 +155,10 @@ def _rungs(facts: Facts) -> Iterator[tuple[EngineSpec, bool, int, str]]:
     if facts.device == "cpu":
         yield from _leaner_ways(facts, _of_kind(asked, "Eager"), "one process on a CPU")
         return
-    if "Compiled" in facts.available and pays_to_compile(facts) and not facts.checkpointing:
-        yield _of_kind(asked, "Compiled"), False, 1, f"{facts.steps} steps are worth the time to compile"
     capturable = facts.capturable_twice if facts.checkpointing else facts.capturable
+    if "Compiled" in facts.available and capturable and pays_to_compile(facts):
+        why = f"{facts.steps} steps are worth the time to compile"
+        yield _of_kind(asked, "Compiled"), facts.checkpointing, 1, why
     if "Captured" in facts.available and capturable and facts.steps >= STEPS_TO_RECORD * facts.shapes:
         yield from _leaner_ways(facts, _of_kind(asked, "Captured"), "a recorded step is the fastest")
     yield from _leaner_ways(facts, _of_kind(asked, "Eager"), "one process")
