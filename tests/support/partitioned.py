@@ -38,7 +38,7 @@ class Case:
     run: TrainingRun
     engine: EngineSpec
     held: Callable[[Stepping], dict[str, int]] = whole_numbers
-    before: int = 4
+    before: int = 3
     after: int = 2
     changes: bool = False
     """Whether the two engines also go on from each other's checkpoint."""
@@ -71,11 +71,11 @@ class Found:
     """What this process has in its memory between two steps: numbers, by where they are."""
 
 
-def try_in_group(seat: Seat | None, cases: Sequence[Case], model: Path, pictures: Path) -> dict[str, Found]:
+def try_in_group(seat: Seat | None, case: Case, model: Path, pictures: Path) -> Found:
     torch.set_num_threads(1)
     team = join(seat, CPU)
     team.meet(lambda: False)
-    found = {case.name: _tried(case, team, model, pictures) for case in cases}
+    found = _tried(case, team, model, pictures)
     team.close()
     return found
 

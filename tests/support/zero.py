@@ -17,15 +17,14 @@ from finetune_api.engine import EngineSpec
 from finetune_trainer.group.seat import Seat
 
 from support.groups import Trained, train_in_group
+from support.partitioned import Case, Found, try_in_group
 from support.steps import Stepping
 
 COMPILERS = ("cc", "c++", "gcc", "g++", "clang", "clang++", "nvcc", "ninja", "make")
 
 
 def zero(stage: int, optimizer: str = "None", parameters: str = "None") -> EngineSpec:
-    return EngineSpec(
-        kind="DeepSpeed", zero_stage=stage, offload_optimizer=optimizer, offload_parameters=parameters
-    )
+    return EngineSpec(kind="DeepSpeed", zero_stage=stage, offload_optimizer=optimizer, offload_parameters=parameters)
 
 
 @contextmanager
@@ -67,15 +66,24 @@ def zero_holds(one: Stepping) -> dict[str, int]:
     }
 
 
+def try_zero(seat: Seat | None, case: Case, model: Path, pictures: Path) -> Found:
+    _forget_group()
+    return try_in_group(seat, case, model, pictures)
+
+
 def train_with_zero(
     seat: Seat | None, run: TrainingRun, model: Path, pictures: Path, folder: Path, stops_after: int | None = None
 ) -> Trained:
-    """As `train_in_group`, in a process that may have been in another group before."""
+    _forget_group()
+    own = folder if seat is None or seat.leads else folder / str(seat.rank)
+    return train_in_group(run, seat, model, pictures, own, stops_after)
+
+
+def _forget_group() -> None:
+    """DeepSpeed remembers the group of a process for ever; here processes are in one group after another."""
     if "deepspeed" in sys.modules:
         import deepspeed.comm.comm as communication
         import deepspeed.utils.groups as groups
 
         communication.cdb = None
         importlib.reload(groups)
-    own = folder if seat is None or seat.leads else folder / str(seat.rank)
-    return train_in_group(run, seat, model, pictures, own, stops_after)

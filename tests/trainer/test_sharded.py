@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -53,37 +54,37 @@ def cases() -> list[Case]:
 
 
 @pytest.fixture(scope="module")
-def found(tiny_sd: Path, pictures: Path) -> Iterator[dict[str, list[Found]]]:
-    """What each of two processes has found, by case."""
+def found(tiny_sd: Path, pictures: Path) -> Iterator[Callable[[str], list[Found]]]:
+    """What each of two processes finds of a case; looked for once."""
+    every = {case.name: case for case in cases()}
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        each = in_group(pool, 2, try_in_group, cases(), tiny_sd, pictures)
-    yield {name: [one[name] for one in each] for name in each[0]}
+        yield cache(lambda name: in_group(pool, 2, try_in_group, every[name], tiny_sd, pictures))
 
 
 @pytest.mark.parametrize("case", [*WHOLE, *OTHERS])
-def test_it_is_the_same_training(case: str, found: dict[str, list[Found]]) -> None:
-    check_training(found[case])
+def test_it_is_the_same_training(case: str, found: Callable[[str], list[Found]]) -> None:
+    check_training(found(case))
 
 
 @pytest.mark.parametrize("case", [*WHOLE, *OTHERS])
-def test_it_goes_on_from_its_checkpoint_to_the_bit(case: str, found: dict[str, list[Found]]) -> None:
-    assert [one.resumed for one in found[case]] == [True, True]
+def test_it_goes_on_from_its_checkpoint_to_the_bit(case: str, found: Callable[[str], list[Found]]) -> None:
+    assert [one.resumed for one in found(case)] == [True, True]
 
 
 @pytest.mark.parametrize("case", WHOLE)
-def test_engines_go_on_from_each_others_checkpoints(case: str, found: dict[str, list[Found]]) -> None:
-    check_changes(found[case])
+def test_engines_go_on_from_each_others_checkpoints(case: str, found: Callable[[str], list[Found]]) -> None:
+    check_changes(found(case))
 
 
 @pytest.mark.parametrize("case", [*WHOLE, *OTHERS])
-def test_one_process_draws_alone_with_the_averages(case: str, found: dict[str, list[Found]]) -> None:
-    check_looks(found[case])
+def test_one_process_draws_alone_with_the_averages(case: str, found: Callable[[str], list[Found]]) -> None:
+    check_looks(found(case))
 
 
 @pytest.mark.parametrize("case", [*WHOLE, *OTHERS])
-def test_each_process_has_its_part(case: str, found: dict[str, list[Found]]) -> None:
+def test_each_process_has_its_part(case: str, found: Callable[[str], list[Found]]) -> None:
     """Of everything, frozen weights included; and nobody keeps the whole beside it."""
-    first, second = (one.held for one in found[case])
+    first, second = (one.held for one in found(case))
     assert first["shards"] + second["shards"] == first["whole"]
     assert abs(first["shards"] - second["shards"]) <= 0.01 * first["whole"]
     assert first["elsewhere"] == second["elsewhere"] == 0

@@ -3,12 +3,17 @@ and spec.training; what has no counterpart is refused, by the name it has there.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from finetune_api import ExitCode
 from finetune_trainer.accelerate_config import Translation, translated
+from finetune_trainer.cli import app
 from finetune_trainer.errors import ConfigurationError
+from typer.testing import CliRunner
 
 WRITTEN = """
 compute_environment: LOCAL_MACHINE
@@ -223,3 +228,34 @@ def test_what_is_refused_of_a_deepspeed_file(
     with pytest.raises(ConfigurationError) as refused:
         translated(of("DEEPSPEED", deepspeed_config=config, mixed_precision="fp16"), document)
     assert complaint in str(refused.value)
+
+
+def test_the_command_prints_what_stands_in_a_job(tmp_path: Path) -> None:
+    """A DeepSpeed file lies beside the configuration. 1e-6 is a number in JSON, and none in YAML 1.1."""
+    (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(of("DEEPSPEED", deepspeed_config=FILE)))
+    optimizer = {"type": "AdamW", "params": {"lr": 1e-6}}
+    (tmp_path / "ds.json").write_text(json.dumps(stage(3) | {"optimizer": optimizer}))
+    result = CliRunner().invoke(app, ["from-accelerate", str(tmp_path / "accelerate.yaml")])
+    assert result.exit_code == 0
+    spec = yaml.safe_load(result.stdout)
+    assert spec["engine"] == {"kind": "DeepSpeed", "zeroStage": 3}
+    assert float(spec["training"]["learningRate"]) == 1e-6
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("distributed_type: TPU", "distributed_type is 'TPU'"),
+        ("- a", "has no fields"),
+        ("a: [", "cannot be read"),
+        (yaml.safe_dump(zero(offload_param_device="cpu")), "offloadParameters: Cpu or Nvme needs zeroStage: 3"),
+        (yaml.safe_dump(zero(zero_stage=3, offload_param_device="nvme")), "Nvme needs nvmePath"),
+        (yaml.safe_dump(zero(gradient_accumulation_steps=0)), "gradientAccumulationSteps is 0: must be at least 1"),
+    ],
+)
+def test_the_command_says_what_is_wrong(text: str, complaint: str, tmp_path: Path) -> None:
+    (tmp_path / "accelerate.yaml").write_text(text)
+    result = CliRunner().invoke(app, ["from-accelerate", str(tmp_path / "accelerate.yaml")])
+    assert result.exit_code == ExitCode.BAD_CONFIGURATION
+    assert complaint in result.stderr
+    assert CliRunner().invoke(app, ["from-accelerate", str(tmp_path / "none")]).exit_code == ExitCode.BAD_CONFIGURATION

@@ -7,7 +7,7 @@ loaded whole and then cut, so that nothing that loads a model need know of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,14 +23,14 @@ from finetune_trainer.engines.base import StepResult
 from finetune_trainer.engines.deepspeed_library import check_disk, load_deepspeed
 from finetune_trainer.engines.deepspeed_settings import check_settings, deepspeed_config, on_disk
 from finetune_trainer.engines.loss_scale import ScaleState
-from finetune_trainer.engines.optimizers import make_optimizer, rate_in_use
-from finetune_trainer.engines.partitioned import MOMENTS, Kept, PartitionedEngine, check_optimizer, open_group
+from finetune_trainer.engines.optimizers import as_tensor, make_optimizer, rate_in_use
+from finetune_trainer.engines.partitioned import MOMENTS, Kept, PartitionedEngine, buckets, check_optimizer, open_group
 from finetune_trainer.engines.precision import Precision, autocast, precision_of
 from finetune_trainer.engines.zero_partitions import (
     GradientPartitions,
     ParameterPartitions,
     Partitions,
-    gather,
+    fill,
     scatter,
 )
 from finetune_trainer.group.team import Team
@@ -56,6 +56,7 @@ class DeepSpeedEngine(PartitionedEngine):
         open_group(self._device)
         self._remember(module, groups, spec)
         count = sum(value.numel() for value in module.parameters())
+        exact = {} if precision == "fp32" else {name: as_tensor(value) for name, value in self._parameters.items()}
         self._zero, *_ = deepspeed.initialize(
             model=_Autocast(module, self._device, precision),
             optimizer=make_optimizer(spec, groups, self._rates),
@@ -63,6 +64,9 @@ class DeepSpeedEngine(PartitionedEngine):
         )
         whole = self._zero.zero_optimization_stage() < 3
         self._partitions: Partitions = (GradientPartitions if whole else ParameterPartitions)(self._zero.optimizer)
+        # DeepSpeed rounds the weights first and makes its float32 masters of that
+        for name, value in exact.items():
+            self._scatter(name, value, "weights")
         self._averages = [flat.detach().clone() for flat in self._partitions.flats()] if spec.ema else []
         self._gathered = deepspeed.zero.GatheredParameters
 
@@ -95,10 +99,12 @@ class DeepSpeedEngine(PartitionedEngine):
             average.sub_(share.to(flat.device) * (average - flat.detach()))
         self._keep_constraints("average")
 
-    def _gather(self, name: str, kept: Kept) -> Tensor:
-        return gather(
-            self._partitions, self._parameters[name], self._shapes[name], lambda number: self._flat(number, kept)
-        )
+    @property
+    def _home(self) -> torch.device:
+        return self._partitions.flats()[0].device
+
+    def _fill(self, name: str, flat: Tensor, kept: Kept) -> None:
+        fill(self._partitions, self._parameters[name], flat, lambda number: self._flat(number, kept))
 
     def _scatter(self, name: str, value: Tensor, kept: Kept) -> None:
         scatter(self._partitions, self._parameters[name], value, lambda number: self._flat(number, kept))
@@ -106,10 +112,13 @@ class DeepSpeedEngine(PartitionedEngine):
     def _publish(self) -> None:
         self._partitions.publish()
 
-    def _gather_frozen(self, key: str) -> Tensor:
-        parameter = self._bare.parameters[key]
-        with self._gathered([parameter]) if hasattr(parameter, "ds_id") else nullcontext():
-            return parameter.detach().to(torch.float32, copy=True)
+    def _gather_frozen(self, shapes: Mapping[str, torch.Size]) -> Iterator[tuple[str, Tensor]]:
+        for bucket in buckets({key: shape.numel() for key, shape in shapes.items()}):
+            parameters = {key: self._bare.parameters[key] for key in bucket}
+            # before stage 3 every process has them
+            cut = [each for each in parameters.values() if hasattr(each, "ds_id")]
+            with self._gathered(cut) if cut else nullcontext():
+                yield from ((key, value.detach().float()) for key, value in parameters.items())
 
     def _steps(self) -> float | None:
         state = self._optimizer_state(0)

@@ -4,7 +4,7 @@ and export, and taking them apart again."""
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -26,6 +26,8 @@ from finetune_trainer.methods.base import ParameterGroup
 
 Kept = Literal["weights", "exp_avg", "exp_avg_sq", "average"]
 """What there is of each trained parameter, float32: itself, AdamW's moments, its average."""
+BUCKET = 16_000_000
+"""Numbers that travel together: 64 MB."""
 MOMENTS: tuple[Kept, ...] = ("exp_avg", "exp_avg_sq")
 
 
@@ -36,9 +38,14 @@ class PartitionedEngine(EagerEngine):
         super().__init__(device)
         self._team = team
 
+    @property
     @abstractmethod
-    def _gather(self, name: str, kept: Kept) -> Tensor:
-        """The whole, float32, a new tensor. All processes at once."""
+    def _home(self) -> torch.device:
+        """Where the shares are."""
+
+    @abstractmethod
+    def _fill(self, name: str, flat: Tensor, kept: Kept) -> None:
+        """Writes this process's share into `flat`: zeros as long as the flattened parameter, float32."""
 
     @abstractmethod
     def _scatter(self, name: str, value: Tensor, kept: Kept) -> None:
@@ -49,9 +56,9 @@ class PartitionedEngine(EagerEngine):
         """Weights were scattered: computes with them from now on. All processes at once."""
 
     @abstractmethod
-    def _gather_frozen(self, key: str) -> Tensor:
-        """The whole of a parameter that is not trained, by its name in the module, float32, a new tensor. All processes
-        at once."""
+    def _gather_frozen(self, shapes: Mapping[str, torch.Size]) -> Iterator[tuple[str, Tensor]]:
+        """The parameters that are not trained, whole, float32; `shapes` by their names in the module. All processes at
+        once."""
 
     @abstractmethod
     def _steps(self) -> float | None:
@@ -151,41 +158,42 @@ class PartitionedEngine(EagerEngine):
         """As EagerEngine._constrain, for weights or averages; every process comes to the same."""
         changed = False
         for group in self._groups:
-            for name in group.parameters if group.constraint is not None else ():
-                value = self._gather(name, kept)
-                group.constraint(value)  # type: ignore[misc]  # it is not None where there are names
+            if group.constraint is None:
+                continue
+            for name, value in self._gather(group.parameters, kept):
+                group.constraint(value)
                 self._scatter(name, value, kept)
                 changed = True
         if changed and kept == "weights":
             self._publish()
 
+    def _gather(self, names: Iterable[str], kept: Kept) -> Iterator[tuple[str, Tensor]]:
+        """Trained parameters, whole, float32, in memory that is theirs until the next. All processes at once."""
+        shapes = {name: self._shapes[name] for name in names}
+        return joined(shapes, self._home, lambda name, flat: self._fill(name, flat, kept))
+
     def _collected(self, kept: Kept) -> dict[str, Tensor]:
-        """CPU tensors in rank 0; one after the other, so that no other process ever holds all of them."""
-        found = {}
-        for name in self._parameters:
-            value = self._gather(name, kept)
-            if self._team.leads:
-                found[name] = as_tensor(value)
-        return found
+        """CPU tensors in rank 0; no other process ever holds all of them."""
+        return {name: as_tensor(value) for name, value in self._gather(self._shapes, kept) if self._team.leads}
 
     def _spread(self, values: Mapping[str, Tensor | None], kept: Kept) -> None:
         """Rank 0's `values`, to where they belong. What it does not have is zeros: a parameter that an optimizer has
         not met yet has no moments."""
-        for name, shape in self._shapes.items():
+
+        def fill(name: str, flat: Tensor) -> None:
             value = values.get(name)
-            whole = torch.zeros(shape, device=self._device) if value is None else value.to(self._device, torch.float32)
-            whole = whole.contiguous()
-            dist.broadcast(whole, src=0)
-            self._scatter(name, whole, kept)
+            if value is not None:
+                flat.copy_(value.reshape(-1))
+
+        for name, value in joined(self._shapes, self._home, fill):
+            self._scatter(name, value, kept)
 
     def _whole(self, kept: Kept) -> dict[str, Tensor]:
         """All parameters of the module on the device, float32."""
-        return {
-            key: self._gather(self._names[key], kept).to(self._device)
-            if key in self._names
-            else self._gather_frozen(key).to(self._device)
-            for key in self._bare.parameters
-        }
+        keys = {name: key for key, name in self._names.items()}
+        shapes = {key: shape for key, shape in self._bare.shapes.items() if key not in self._names}
+        whole = {keys[name]: value.to(self._device, copy=True) for name, value in self._gather(keys, kept)}
+        return whole | {key: value.to(self._device, copy=True) for key, value in self._gather_frozen(shapes)}
 
     def _check(self, state: EngineState | None) -> None:
         if state is None:
@@ -197,6 +205,40 @@ class PartitionedEngine(EagerEngine):
             raise ValueError("the state belongs to another training.ema")
         if (state.loss_scale is None) != (self._precision != "fp16"):
             raise ValueError("the state belongs to another training.precision")
+
+
+@torch.no_grad()
+def joined(
+    shapes: Mapping[str, torch.Size], device: torch.device, fill: Callable[[str, Tensor], None]
+) -> Iterator[tuple[str, Tensor]]:
+    """Tensors put together from what all processes have of them, float32 on `device`. All processes at once. Many
+    travel together: models have hundreds of parameters of a few numbers.
+
+    Args:
+        fill: writes this process's share into zeros as long as the flattened tensor.
+    """
+    for bucket in buckets({name: shape.numel() for name, shape in shapes.items()}):
+        flat = torch.zeros(sum(shapes[name].numel() for name in bucket), device=device)
+        parts = flat.split([shapes[name].numel() for name in bucket])
+        for name, part in zip(bucket, parts, strict=True):
+            fill(name, part)
+        # everybody adds zeros to what is not theirs
+        dist.all_reduce(flat)
+        yield from ((name, part.view(shapes[name])) for name, part in zip(bucket, parts, strict=True))
+
+
+def buckets(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Names of what travels together, in order: at most BUCKET numbers, or one that has more."""
+    bucket: list[str] = []
+    numbers = 0
+    for name, size in sizes.items():
+        if bucket and numbers + size > BUCKET:
+            yield bucket
+            bucket, numbers = [], 0
+        bucket.append(name)
+        numbers += size
+    if bucket:
+        yield bucket
 
 
 def open_group(device: torch.device) -> None:

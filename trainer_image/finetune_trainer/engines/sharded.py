@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,7 +19,7 @@ from finetune_trainer.engines.average import decay_of
 from finetune_trainer.engines.base import StepResult
 from finetune_trainer.engines.loss_scale import LossScale, ScaleState
 from finetune_trainer.engines.optimizers import make_optimizer, step_unless
-from finetune_trainer.engines.partitioned import MOMENTS, Kept, PartitionedEngine, check_optimizer, open_group
+from finetune_trainer.engines.partitioned import MOMENTS, Kept, PartitionedEngine, check_optimizer, joined, open_group
 from finetune_trainer.group.team import Team
 from finetune_trainer.methods.base import ParameterGroup
 
@@ -93,8 +93,10 @@ class ShardedEngine(PartitionedEngine):
             average.sub_(share * (average - _local(self._trained[name])))
         self._keep_constraints("average")
 
-    def _gather(self, name: str, kept: Kept) -> Tensor:
-        return _whole(self._own(name, kept), self._shapes[name])
+    @torch.no_grad()
+    def _fill(self, name: str, flat: Tensor, kept: Kept) -> None:
+        own = self._own(name, kept)
+        _rows(flat.view(self._shapes[name]), len(own)).copy_(own)
 
     @torch.no_grad()
     def _scatter(self, name: str, value: Tensor, kept: Kept) -> None:
@@ -104,8 +106,12 @@ class ShardedEngine(PartitionedEngine):
     def _publish(self) -> None:
         """The next forward pass gathers them."""
 
-    def _gather_frozen(self, key: str) -> Tensor:
-        return _whole(_local(self._shards[key]), self._bare.shapes[key])
+    def _gather_frozen(self, shapes: Mapping[str, torch.Size]) -> Iterator[tuple[str, Tensor]]:
+        def fill(key: str, flat: Tensor) -> None:
+            own = _local(self._shards[key])
+            _rows(flat.view(shapes[key]), len(own)).copy_(own)
+
+        return joined(shapes, self._home, fill)
 
     def _steps(self) -> float | None:
         steps = [float(state["step"]) for state in self._optimizer.state.values()]
@@ -172,12 +178,3 @@ def _first_row(count: int, rank: int) -> int:
 
 def _rows(value: Tensor, count: int) -> Tensor:
     return value.narrow(0, _first_row(len(value), dist.get_rank()), count)
-
-
-@torch.no_grad()
-def _whole(own: Tensor, shape: torch.Size) -> Tensor:
-    """What all processes have of a tensor, float32. All of them at once."""
-    whole = torch.zeros(shape, device=own.device)
-    _rows(whole, len(own)).copy_(own)
-    dist.all_reduce(whole)
-    return whole

@@ -121,23 +121,18 @@ Source = Callable[[int], Tensor]
 
 
 @torch.no_grad()
-def gather(partitions: Partitions, parameter: nn.Parameter, shape: torch.Size, source: Source) -> Tensor:
-    """The whole of what `source` has of `parameter`, float32, on the partitions' device. All processes at once."""
+def fill(partitions: Partitions, parameter: nn.Parameter, flat: Tensor, source: Source) -> None:
+    """Writes this process's share of what `source` has of `parameter` into `flat`, as long as the parameter."""
     piece = partitions.piece(parameter)
-    whole = torch.zeros(shape.numel(), device=partitions.flats()[0].device)
     if piece is not None:
         with partitions.resident(piece.partition, changes=False):
             own = source(piece.partition).narrow(0, piece.at, piece.count)
-            whole[piece.start : piece.start + piece.count].copy_(own)
-    # everybody adds zeros to what is not theirs
-    if dist.get_world_size() > 1:
-        dist.all_reduce(whole)
-    return whole.view(shape)
+            flat[piece.start : piece.start + piece.count].copy_(own)
 
 
 @torch.no_grad()
 def scatter(partitions: Partitions, parameter: nn.Parameter, value: Tensor, source: Source) -> None:
-    """Puts this process's share of `value` where `gather` would find it."""
+    """Puts this process's share of `value` where `fill` would find it."""
     piece = partitions.piece(parameter)
     if piece is not None:
         with partitions.resident(piece.partition, changes=True):
