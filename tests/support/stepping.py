@@ -38,9 +38,9 @@ class Stepping:
         return self.engine.step([*others, spoilt(last, bad)], 1.0)
 
 
-def stepping(run: TrainingRun, engine: Engine, model: Path, pictures: Path) -> Stepping:
-    """As the loop prepares it; the engine's own `prepare` is called here."""
-    family = load_family(model, torch.device("cpu"))
+def stepping(run: TrainingRun, engine: Engine, model: Path, pictures: Path, device: str = "cpu") -> Stepping:
+    """As the loop prepares it on the engine's `device`; the engine's own `prepare` is called here."""
+    family = load_family(model, torch.device(device))
     methods = make_methods(run.method, run.training.seed)
     groups = [group for method in methods for group in method.install(family, NoFiles())]
     samples = make_samples(run, family, methods, dataset_of(run, pictures), PictureSet.of([]), None, ALONE)
