@@ -16,7 +16,7 @@ from finetune_trainer.group.seat import Seat
 from finetune_trainer.group.team import Team, join
 from torch import Tensor
 
-from support.steps import Stepping, numbers_of, stepping
+from support.stepping import Stepping, numbers_of, stepping
 
 CPU = torch.device("cpu")
 LOSS_TOLERANCE = 1e-5
@@ -65,6 +65,8 @@ class Found:
     """Largest difference between a picture's prediction with the averages in place and that of plain modules."""
     unchanged: bool
     """Whether a look at the averages left the training as it was."""
+    skips: bool
+    """Whether a step that is not finite in rank 0 alone changed nothing anywhere."""
     settled: bool
     """Whether the module is plain in the end, and has the last weights."""
     held: dict[str, int]
@@ -98,18 +100,19 @@ def check_changes(each: Sequence[Found]) -> None:
         np.testing.assert_allclose(one.here, one.expected_losses[-after:], rtol=LOSS_TOLERANCE)
 
 
-def check_looks(each: Sequence[Found]) -> None:
-    """Rank 0 draws alone with the averages in place while the others wait, and nothing of the training changes by it;
-    in the end all have plain modules."""
+def check_changes_nothing(each: Sequence[Found]) -> None:
+    """Rank 0 draws alone with the averages in place while the others wait; a step is not finite. Nothing of the
+    training changes by it, and in the end all have plain modules."""
     for one in each:
         assert one.drawn <= 1e-4
         assert one.unchanged
+        assert one.skips
         assert one.settled
 
 
 def _tried(case: Case, team: Team, model: Path, pictures: Path) -> Found:
     def trained(engine: Engine) -> Stepping:
-        return stepping(case.run, engine, model, pictures, team)
+        return stepping(case.run, engine, model, pictures, team=team)
 
     def losses(one: Stepping, first: int, last: int) -> list[float]:
         return [float(one.step(number).loss) for number in range(first, last)]
@@ -132,6 +135,8 @@ def _tried(case: Case, team: Team, model: Path, pictures: Path) -> Found:
         drawn = 0.0 if looked is None else (_prediction(reference) - looked).abs().max().item()
     unchanged = _same(tried.engine.state(), state)
     held = case.held(tried) | whole_numbers(reference)
+    poisoned = tried.poisoned(middle) if team.leads else tried.step(middle)
+    skips = bool(poisoned.skipped) and _same(tried.engine.state(), state)
     expected += losses(reference, middle, end)
     got += losses(tried, middle, end)
     last, copies_last = tried.engine.state(), reference.engine.state()
@@ -157,7 +162,7 @@ def _tried(case: Case, team: Team, model: Path, pictures: Path) -> Found:
     settled = not team.leads or all(torch.equal(tried.engine.weights()[name], kept[name]) for name in kept)
     settled &= all(type(one).__name__ == "Parameter" and one.numel() > 0 for one in tried.module.parameters())
     _prediction(tried)
-    return Found(got, expected, update, average, same, there, back, drawn, unchanged, settled, held)
+    return Found(got, expected, update, average, same, there, back, drawn, unchanged, skips, settled, held)
 
 
 def _prediction(one: Stepping) -> Tensor:

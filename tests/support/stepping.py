@@ -11,7 +11,7 @@ from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.data.samples import Batch, Samples
 from finetune_trainer.engines import Engine, EngineState, StepResult
 from finetune_trainer.families import Family, Moments, load_family
-from finetune_trainer.group.team import ALONE
+from finetune_trainer.group.team import ALONE, Team
 from finetune_trainer.methods import NoFiles, make_methods, needs_of
 from finetune_trainer.training.making_samples import make_samples
 from finetune_trainer.training.step_module import StepModule
@@ -38,12 +38,14 @@ class Stepping:
         return self.engine.step([*others, spoilt(last, bad)], 1.0)
 
 
-def stepping(run: TrainingRun, engine: Engine, model: Path, pictures: Path, device: str = "cpu") -> Stepping:
+def stepping(
+    run: TrainingRun, engine: Engine, model: Path, pictures: Path, device: str = "cpu", team: Team = ALONE
+) -> Stepping:
     """As the loop prepares it on the engine's `device`; the engine's own `prepare` is called here."""
     family = load_family(model, torch.device(device))
     methods = make_methods(run.method, run.training.seed)
     groups = [group for method in methods for group in method.install(family, NoFiles())]
-    samples = make_samples(run, family, methods, dataset_of(run, pictures), PictureSet.of([]), None, ALONE)
+    samples = make_samples(run, family, methods, dataset_of(run, pictures), PictureSet.of([]), None, team)
     module = StepModule(family, needs_of(methods), run.training.loss).train()
     engine.prepare(module, groups, run.training, samples.step(0))
     return Stepping(engine, samples, family, module)

@@ -18,7 +18,7 @@ from finetune_trainer.group.seat import Seat
 
 from support.groups import Trained, train_in_group
 from support.partitioned import Case, Found, try_in_group
-from support.steps import Stepping
+from support.stepping import Stepping
 
 COMPILERS = ("cc", "c++", "gcc", "g++", "clang", "clang++", "nvcc", "ninja", "make")
 

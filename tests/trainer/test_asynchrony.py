@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,7 +17,7 @@ from finetune_trainer.engines import NonFiniteLoss
 from finetune_trainer.errors import ConfigurationError, RunError
 from finetune_trainer.publish.file_store import FileStore
 from finetune_trainer.telemetry.listener import StepReport
-from support.steps import spoilt
+from support.stepping import spoilt
 from support.training import Memory, make_run, train_once
 
 PATIENCE = 60
@@ -93,44 +94,67 @@ def test_a_store_that_hangs_delays_no_step(tiny_sd: Path, pictures: Path, tmp_pa
 @pytest.mark.parametrize("ema", [False, True])
 def test_what_is_stored_is_the_state_of_its_step(ema: bool, tiny_sd: Path, pictures: Path, tmp_path: Path) -> None:
     """Though it is written when the training is long past it."""
-    gate = threading.Event()
-    seen: dict[str, bytes] = {}
+    gate, background = threading.Event(), Background()
 
-    class Late(FileStore):
-        def put_file(self, key: str, path: Path) -> None:
-            assert gate.wait(PATIENCE)
-            if "/00000002-" in key:
-                seen[path.name] = path.read_bytes()
-            super().put_file(key, path)
+    class Busy(Told):
+        """So that nothing is written before the last step."""
+
+        def begins(self, total_steps: int, resumed_from: int | None) -> None:
+            background.submit(lambda: gate.wait(PATIENCE), Future.result)
 
     training = {"steps": 8, "learningRate": 1e-2, "ema": ema}
     run = make_run(training=training, checkpoints={"everySteps": 2})
-    listener = Told([], lambda step: step == 8 and gate.set())
+    listener = Busy([], lambda step: step == 8 and gate.set())
     train_once(
-        run, tiny_sd, pictures, tmp_path / "a", listener=listener, store=Late(tmp_path / "a"), background=Background()
+        run, tiny_sd, pictures, tmp_path / "a", listener=listener, store=FileStore(tmp_path), background=background
     )
-    short = make_run(training=training | {"steps": 2})
-    train_once(short, tiny_sd, pictures, tmp_path / "b", store=FileStore(tmp_path / "b"))
-    folder = tmp_path / "b" / "checkpoints" / "00000002-first"
-    names = {"weights.safetensors", "optimizer.safetensors", *(["average.safetensors"] if ema else [])}
-    assert names <= seen.keys()
-    assert [name for name in names if seen[name] != (folder / name).read_bytes()] == []
-    assert seen["state.json"] == (folder / "state.json").read_bytes()
+    assert listener.checkpoints == [2, 8]
+    train_once(make_run(training=training | {"steps": 2}), tiny_sd, pictures, tmp_path / "b")
+    late, prompt = tmp_path / "checkpoints" / "00000002-first", tmp_path / "b" / "checkpoints" / "00000002"
+    names = {path.name for path in prompt.iterdir()}
+    assert names >= {"weights.safetensors", "optimizer.safetensors", "state.json"}
+    assert ("average.safetensors" in names) == ema
+    assert [name for name in names if (late / name).read_bytes() != (prompt / name).read_bytes()] == []
 
 
 def test_a_store_that_refuses_is_heard_at_the_next_boundary(tiny_sd: Path, pictures: Path, tmp_path: Path) -> None:
-    gate = threading.Event()
+    background, done = Background(), threading.Event()
 
     def refuse(step: int) -> None:
-        assert gate.wait(PATIENCE)
         raise ConfigurationError("output.secretRef: access denied")
 
-    store, listener = Watched(tmp_path / "store", [], refuse), Told([], lambda step: step == 4 and gate.set())
-    run = run_of(steps=100_000)
+    def until_it_has(step: int) -> None:
+        if step == 5:
+            background.submit(done.set, Future.result)
+            assert done.wait(PATIENCE)
+
+    store, listener = Watched(tmp_path / "store", [], refuse), Told([], until_it_has)
     with pytest.raises(ConfigurationError, match="access denied"):
-        train_once(run, tiny_sd, pictures, tmp_path, listener=listener, store=store, background=Background())
-    assert len(listener.steps) >= 4, "not while it was being stored"
+        train_once(run_of(20), tiny_sd, pictures, tmp_path, listener=listener, store=store, background=background)
+    assert len(listener.steps) <= 5
     assert listener.checkpoints == []
+
+
+def test_the_last_checkpoint_is_made_once(tiny_sd: Path, pictures: Path, tmp_path: Path) -> None:
+    """It is on its way when the training ends."""
+    events: list[str] = []
+    gate = threading.Event()
+
+    class Ends(Background):
+        def finish(self) -> None:
+            gate.set()
+            super().finish()
+
+    class Begins(Told):
+        def begins(self, total_steps: int, resumed_from: int | None) -> None:
+            gate.clear()
+
+    store = Watched(tmp_path / "store", events, lambda step: gate.wait(PATIENCE))
+    _, outcome = train_once(
+        run_of(2), tiny_sd, pictures, tmp_path, listener=Begins(events), store=store, background=Ends()
+    )
+    assert outcome.saved_step == 2
+    assert [event for event in events if "2" in event] == ["step 2", "begins 2", "stored 2", "told 2"]
 
 
 def test_a_store_that_is_away_for_a_moment_costs_one_checkpoint(tiny_sd: Path, pictures: Path, tmp_path: Path) -> None:
@@ -260,12 +284,14 @@ def test_figures_that_are_read_late_are_all_told_in_order(
     assert (stopped.step, stopped.saved_step) == (5, 5)
     assert [report.step for report in listener.steps] == [1, 2, 3, 4, 5]
     assert stopped.losses == prompt.losses[:5]
+    # at the end nothing is on its way any more; before it there was
+    shutil.rmtree(tmp_path / "late" / "checkpoints" / "00000005")
     found = Checkpoints(tmp_path / "late" / "checkpoints", None, "", "run", "x", 2).latest()
     assert found is not None
-    assert found[1].losses == prompt.losses[:5]
+    assert found[1].losses == prompt.losses[:4]
     _, outcome = train_once(run, tiny_sd, pictures, tmp_path / "late", listener=again)
-    assert (outcome.resumed_from_step, outcome.losses, outcome.loss) == (5, prompt.losses, prompt.loss)
-    assert [report.step for report in again.steps] == [6, 7, 8]
+    assert (outcome.resumed_from_step, outcome.losses, outcome.loss) == (4, prompt.losses, prompt.loss)
+    assert [report.step for report in again.steps] == [5, 6, 7, 8]
 
 
 def test_a_training_that_diverges_is_noticed_late_but_is(

@@ -11,7 +11,7 @@ from finetune_trainer.engines.cutting import CuttingEngine, cut
 from finetune_trainer.engines.eager import EagerEngine
 from support.allocations import peak_bytes
 from support.prepared import prepared
-from support.steps import numbers_of, stepping
+from support.stepping import numbers_of, stepping
 from support.training import make_run
 from torch import Tensor
 

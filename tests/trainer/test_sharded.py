@@ -17,8 +17,8 @@ from finetune_trainer.families import load_family
 from finetune_trainer.group.team import ALONE
 from support.groups import in_group
 from support.method_cases import run_of
-from support.partitioned import CPU, Case, Found, check_changes, check_looks, check_training, try_in_group
-from support.steps import Stepping, stepping
+from support.partitioned import CPU, Case, Found, check_changes, check_changes_nothing, check_training, try_in_group
+from support.stepping import Stepping, stepping
 from support.training import PROMPT, make_run
 from torch.distributed.tensor import DTensor
 
@@ -77,8 +77,8 @@ def test_engines_go_on_from_each_others_checkpoints(case: str, found: Callable[[
 
 
 @pytest.mark.parametrize("case", [*WHOLE, *OTHERS])
-def test_one_process_draws_alone_with_the_averages(case: str, found: Callable[[str], list[Found]]) -> None:
-    check_looks(found(case))
+def test_nothing_changes_by_looking_nor_by_a_bad_step(case: str, found: Callable[[str], list[Found]]) -> None:
+    check_changes_nothing(found(case))
 
 
 @pytest.mark.parametrize("case", [*WHOLE, *OTHERS])

@@ -75,7 +75,9 @@ class DeepSpeedEngine(PartitionedEngine):
         for group, rate in zip(self._zero.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         rate = rate_in_use(self._zero.optimizer)
-        for batch in batches:
+        for number, batch in enumerate(batches, 1):
+            # however many there are: a batch may have been cut
+            self._zero.set_gradient_accumulation_boundary(number == len(batches))
             with self._seeded(batch.seed):
                 loss, _ = self._zero(batch.to(self._device))
                 # the processes' mean is taken, but the weights of the samples already make a sum of it
