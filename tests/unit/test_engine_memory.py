@@ -77,19 +77,19 @@ def test_what_an_optimizer_remembers(optimizer: str, shape: tuple[int, ...], exp
     assert state_bytes(optimizer, shape) == expected
 
 
-def zero(processes: int, **options: object) -> EngineSpec:
-    return EngineSpec.model_construct(kind="DeepSpeed", processes_per_node=processes, **options)  # type: ignore[arg-type]  # fields of several types
+def zero(**options: object) -> EngineSpec:
+    return EngineSpec.model_validate({"kind": "DeepSpeed", **options})
 
 
 def test_zero_cuts_and_moves_away() -> None:
     """State: moments and the optimizer's own weights."""
     state = 800 + 400
-    assert predict(TOY, zero(1), False).optimizer == state
-    assert predict(TOY, zero(4), False).optimizer == state / 4
-    assert predict(TOY, zero(1, offload_optimizer="Cpu"), False).optimizer == 0
-    assert predict(TOY, zero(4), False).weights == 1400
-    assert predict(replace(TOY, half=True), zero(4), False).weights == 1200
+    assert predict(TOY, zero(), False).optimizer == state
+    assert predict(TOY, zero(), False, processes=4).optimizer == state / 4
+    assert predict(TOY, zero(offloadOptimizer="Cpu"), False).optimizer == 0
+    assert predict(TOY, zero(), False, processes=4).weights == 1400
+    assert predict(replace(TOY, half=True), zero(), False).weights == 1200
     large = replace(TOY, frozen=4_000_000_000)
-    moved = predict(large, zero(1, zero_stage=3, offload_parameters="Cpu"), False)
+    moved = predict(large, zero(zeroStage=3, offloadParameters="Cpu"), False)
     assert moved.weights == 400_000_000, "those that compute"
-    assert predict(large, zero(4, zero_stage=3), False).weights == 4_000_000_400 / 4 + 400_000_000
+    assert predict(large, zero(zeroStage=3), False, processes=4).weights == 4_000_000_400 / 4 + 400_000_000

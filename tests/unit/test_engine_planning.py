@@ -34,6 +34,7 @@ GPU = Facts(
     device="cuda",
     checkpointing=False,
     steps=500,
+    processes=1,
     samples=4,
     numbers=860_000_000,
     memory=80 * GIB,
@@ -51,8 +52,8 @@ def of(kind: EngineKind, **options: object) -> EngineSpec:
     [
         (CPU, "Eager", "one process on a CPU"),
         (replace(CPU, checkpointing=True), "Eager, activations computed twice", "one process on a CPU"),
-        (replace(CPU, asked=EngineSpec(processes_per_node=2)), "Replicated", "a copy in each process is the fastest"),
-        (replace(CPU, asked=EngineSpec(nodes=2)), "Replicated", "a copy in each process is the fastest"),
+        (replace(CPU, processes=2), "Replicated", "a copy in each process is the fastest"),
+        (replace(CPU, processes=2, asked=EngineSpec(nodes=2)), "Replicated", "a copy in each process is the fastest"),
         (replace(CPU, asked=of("Captured")), "Captured", "as spec.engine.kind says"),
         # on a GPU, as far as it is there
         (GPU, "Captured", "a recorded step is the fastest"),
@@ -67,7 +68,7 @@ def of(kind: EngineKind, **options: object) -> EngineSpec:
         (replace(GPU, steps=25_000, shapes=2), "Captured", "a recorded step is the fastest"),
         (replace(GPU, steps=25_000, checkpointing=True), "Compiled, activations computed twice", "25000 steps"),
         (replace(GPU, steps=25_000, capturable=False), "Eager", "one process"),
-        (replace(GPU, asked=EngineSpec(processes_per_node=8)), "Replicated", "a copy in each process is the fastest"),
+        (replace(GPU, processes=8), "Replicated", "a copy in each process is the fastest"),
         (replace(GPU, asked=of("DeepSpeed", zero_stage=1)), "DeepSpeed, ZeRO-1", "as spec.engine.kind says"),
         # and as far as it fits
         (replace(GPU, memory=21 * GIB), "Captured, micro-batches cut in 2", "Captured would take 19.3 GiB of 21.0 GiB"),
@@ -89,12 +90,12 @@ def of(kind: EngineKind, **options: object) -> EngineSpec:
             "as spec.engine.kind",
         ),
         (
-            replace(GPU, memory=19 * GIB, asked=EngineSpec(processes_per_node=4), available=TODAY),
+            replace(GPU, memory=19 * GIB, processes=4, available=TODAY),
             "Replicated, activations computed twice",
             "a copy in each process",
         ),
         (
-            replace(GPU, memory=12 * GIB, asked=EngineSpec(processes_per_node=4)),
+            replace(GPU, memory=12 * GIB, processes=4),
             "Sharded, activations computed twice",
             "the processes share the memory",
         ),

@@ -29,6 +29,7 @@ def gather_facts(
     steps: int,
     shapes: Sequence[tuple[int, int]],
     device: torch.device,
+    processes: int,
 ) -> Facts:
     """Facts for planning.choose. On a GPU two forward passes are made, of one sample and of two.
 
@@ -38,6 +39,7 @@ def gather_facts(
         example: a step's micro-batches.
         steps: of the whole training.
         shapes: height and width in latents that micro-batches can have, each once.
+        processes: that train together.
     """
     places = max(height * width for height, width in shapes)
     largest = max(example, key=lambda batch: batch.noise[0].numel()).noise
@@ -52,6 +54,7 @@ def gather_facts(
         device=_type_of(device),
         checkpointing=spec.gradient_checkpointing,
         steps=steps,
+        processes=processes,
         samples=max(len(batch.timesteps) for batch in example),
         shapes=len(shapes),
         latents=places,

@@ -107,14 +107,16 @@ class Prediction:
         return math.ceil(self.weights + self.optimizer + self.average + self.working)
 
 
-def predict(described: Description, engine: EngineSpec, checkpointing: bool, cuts: int = 1) -> Prediction:
+def predict(
+    described: Description, engine: EngineSpec, checkpointing: bool, cuts: int = 1, processes: int = 1
+) -> Prediction:
     """The peak of a training with `engine`, whose kind is not Auto.
 
     Args:
         checkpointing: whether activations are computed twice.
         cuts: micro-batches that each of the described ones is cut into.
+        processes: that train together.
     """
-    processes = engine.nodes * engine.processes_per_node
     gradients = described.numbers * FLOAT
     samples = math.ceil(described.samples / cuts)
     carried = gradients if described.micro_batches * cuts > 1 else 0

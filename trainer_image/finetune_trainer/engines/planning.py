@@ -44,6 +44,8 @@ class Facts:
     checkpointing: bool
     """Whether the run asks for gradient checkpointing."""
     steps: int
+    processes: int
+    """That train together."""
     samples: int
     """Of the largest micro-batch of one process, class samples included."""
     shapes: int = 1
@@ -60,10 +62,6 @@ class Facts:
     """Bytes of the device that the training may take; None where that is not planned, as on a CPU."""
     described: Description | None = None
     """None where `memory` is."""
-
-    @property
-    def processes(self) -> int:
-        return self.asked.nodes * self.asked.processes_per_node
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,7 @@ def plans(facts: Facts) -> list[Plan]:
     for engine, checkpointing, cuts, why in _rungs(facts):
         predicted = None
         if facts.described is not None:
-            predicted = predict(facts.described, engine, checkpointing, cuts).total
+            predicted = predict(facts.described, engine, checkpointing, cuts, facts.processes).total
         found.append(Plan(engine, checkpointing, cuts, why, predicted))
     return found
 

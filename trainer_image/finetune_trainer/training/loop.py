@@ -120,7 +120,9 @@ def train(
     example = samples.step(0)
     side = family.pixels_per_latent
     shapes = [(bucket.height // side, bucket.width // side) for bucket in samples.report.buckets]
-    facts = gather_facts(run.engine, module, family.parts.values(), groups, spec, example, total, shapes, family.device)
+    facts = gather_facts(
+        run.engine, module, family.parts.values(), groups, spec, example, total, shapes, family.device, team.size
+    )
     plan = team.share(choose(facts) if fall is None else fall.to)
     listener.planned(EngineReport(plan.kind, plan.words, plan.why, plan.predicted_bytes))
     if plan.checkpointing:
