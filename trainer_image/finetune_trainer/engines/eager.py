@@ -169,5 +169,8 @@ class EagerEngine:
         """Dropout draws from torch's global generators: the same in each attempt, and nobody else's draws change."""
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
+            # as torch.manual_seed, which looks for all kinds of devices and notes the stack for what is not there
+            torch.default_generator.manual_seed(seed)
+            if devices:
+                torch.cuda.manual_seed(seed)
             yield
