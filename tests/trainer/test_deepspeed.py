@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,19 @@ def test_half_precision(found: Callable[[str], list[Found]]) -> None:
         assert one.losses != one.expected_losses
         assert (one.resumed, one.unchanged, one.settled) == (True, True, True)
         assert one.update <= 0.2
+
+
+def test_one_process_needs_no_others(tiny_sd: Path, pictures: Path) -> None:
+    """Offload is for small GPUs, of which there may be one."""
+    run = make_run("dreamBooth", training={"ema": True, "batchSize": 2})
+    case = Case("alone", run, STAGES[LEAST], zero_holds, before=2, after=1)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        one = pool.submit(try_zero, None, case, tiny_sd, pictures).result(timeout=300)
+    check_training([one])
+    check_changes_nothing([one])
+    assert one.resumed
+    assert one.held["shares"] == one.held["whole"]
+    assert one.held["live"] < 0.02 * one.held["whole"]
 
 
 def run_for(kind: str) -> TrainingRun:
