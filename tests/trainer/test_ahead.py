@@ -52,25 +52,32 @@ def test_there_is_an_end() -> None:
             ahead.take()
 
 
-def test_nothing_is_made_in_a_pause() -> None:
-    making, go_on, paused = threading.Event(), threading.Event(), []
+def test_a_pause_begins_when_what_is_being_made_is_made() -> None:
+    rounds = 20
+    gates, making, about_to = ([threading.Event() for _ in range(rounds)] for _ in range(3))
+    events: list[str] = []
 
     def make(number: int) -> int:
-        making.set()
-        assert go_on.wait(30)
-        paused.append(pausing.is_set())
+        making[number].set()
+        assert gates[number].wait(30)
+        events.append(f"made {number}")
         return number
 
-    pausing = threading.Event()
-    with Ahead(make, range(50), CPU) as ahead:
-        assert making.wait(30)
-        go_on.set()
-        for number in range(20):
-            with ahead.paused():
-                pausing.set()
-                pausing.clear()
+    def pause(number: int) -> None:
+        about_to[number].set()
+        with ahead.paused():
+            events.append(f"paused after {number}")
+
+    with Ahead(make, range(rounds), CPU) as ahead:
+        for number in range(rounds):
+            assert making[number].wait(30)
+            pauses = threading.Thread(target=pause, args=(number,))
+            pauses.start()
+            assert about_to[number].wait(30)
+            gates[number].set()
+            pauses.join(30)
             assert ahead.take() == number
-    assert not any(paused)
+    assert all(events.index(f"made {number}") < events.index(f"paused after {number}") for number in range(rounds))
 
 
 def test_leaving_early_leaves_no_thread() -> None:

@@ -79,7 +79,7 @@ def test_what_other_pods_wrote_counts(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_one_entry_and_not_taken_from_who_uses_it(tmp_path: Path) -> None:
-    cache = DiskCache(tmp_path, limit=100, in_use_seconds=600)
+    cache = DiskCache(tmp_path, limit=10, in_use_seconds=600)
     for number, name in enumerate(("old", "used", "new")):
         for index in range(2):
             (tmp_path / name).mkdir(exist_ok=True)

@@ -26,9 +26,8 @@ class Ahead(Generic[T]):
         self._make, self._numbers, self._device = make, numbers, device
         self._ready: deque[T] = deque()
         self._error: BaseException | None = None
-        self._closed = False
+        self._closed = self._paused = self._making = False
         self._changed = threading.Condition()
-        self._making = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="ahead", daemon=True)
 
     def __enter__(self) -> Self:
@@ -56,8 +55,15 @@ class Ahead(Generic[T]):
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Within, nothing is made: whoever needs the model for something else has it alone."""
-        with self._making:
+        with self._changed:
+            self._paused = True
+            self._changed.wait_for(lambda: not self._making)
+        try:
             yield
+        finally:
+            with self._changed:
+                self._paused = False
+                self._changed.notify_all()
 
     def _run(self) -> None:
         error: BaseException = ValueError("nothing is left")
@@ -65,20 +71,24 @@ class Ahead(Generic[T]):
             with self._own_stream():
                 for number in self._numbers:
                     with self._changed:
-                        self._changed.wait_for(lambda: self._closed or len(self._ready) < DEPTH)
+                        self._changed.wait_for(self._may_go_on)
                         if self._closed:
                             return
-                    with self._making:
-                        made = self._make(number)
+                        self._making = True
+                    made = self._make(number)
                     with self._changed:
+                        self._making = False
                         self._ready.append(made)
                         self._changed.notify_all()
         except BaseException as met:  # raised where it is taken
             error = met
         finally:
             with self._changed:
-                self._error = error
+                self._error, self._making = error, False
                 self._changed.notify_all()
+
+    def _may_go_on(self) -> bool:
+        return self._closed or (len(self._ready) < DEPTH and not self._paused)
 
     def _own_stream(self) -> AbstractContextManager[object]:
         if self._device.type != "cuda":
