@@ -219,6 +219,23 @@ def test_the_curve_runs_from_the_first_loss_to_the_last() -> None:
     assert loss_curve([1.0], 300, 100) is None
 
 
+def test_the_curve_passes_over_losses_that_are_no_numbers() -> None:
+    bad, worse = float("nan"), float("inf")
+    for losses, raw in (
+        ([4.0, bad, 2.0, 1.0], "0.0,0.0 100.0,0.0 200.0,66.7 300.0,100.0"),
+        ([worse, 4.0, 2.0, bad], "0.0,0.0 100.0,0.0 200.0,100.0 300.0,100.0"),
+    ):
+        curve = loss_curve(losses, width=300, height=100)
+        assert curve is not None
+        assert curve.raw == raw
+
+
+def test_steps_that_changed_nothing_are_told(data: ReportData) -> None:
+    said = "2 of them changed nothing, because their loss or gradient was not finite"
+    assert said in render_report(replace(data, skipped=2))
+    assert "changed nothing" not in render_report(data)
+
+
 def test_a_long_training_is_thinned_but_keeps_its_end() -> None:
     curve = loss_curve([float(i) for i in range(10_000)], width=100, height=100)
     assert curve is not None

@@ -58,6 +58,7 @@ def show_results(
         settings=settings_of(run, outcome.total_steps),
         provenance=provenance_of(run, digest, inputs, pictures, device) | {"Attempts": journal.summary()},
         learning_rates=outcome.learning_rates,
+        skipped=outcome.skipped,
         dataset=outcome.data.rows(),
         attempts=attempt_rows(journal.attempts()),
         efficiency=efficiency_of(efficiency),

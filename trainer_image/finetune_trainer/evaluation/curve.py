@@ -40,8 +40,9 @@ class Chart:
 
 def loss_curve(losses: Sequence[float], width: float, height: float) -> Curve | None:
     """The curve of `losses`, one for each step from the first on; None when there are fewer than two."""
-    # a step whose loss is not finite changed nothing
-    finite = list(accumulate(losses, lambda last, loss: loss if math.isfinite(loss) else last, initial=0.0))[1:]
+    # a step whose loss is not finite changed nothing: the line goes on as it was
+    first = next(filter(math.isfinite, losses), 0.0)
+    finite = list(accumulate(losses, lambda last, loss: loss if math.isfinite(loss) else last, initial=first))[1:]
     if len(finite) < 2:
         return None
     means = moving_mean(finite, WINDOW)

@@ -43,6 +43,8 @@ class ReportData:
     """Of each step."""
     dataset: Sequence[tuple[str, str]] = ()
     """What was found in the pictures: label and value."""
+    skipped: int = 0
+    """Steps that changed nothing, because their loss or gradient was not finite."""
     efficiency: Mapping[str, object] = field(default_factory=dict)
     """Label → value."""
     attempts: Sequence[tuple[str, ...]] = field(default=())
