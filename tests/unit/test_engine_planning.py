@@ -95,6 +95,11 @@ def of(kind: EngineKind, **options: object) -> EngineSpec:
             "a copy in each process",
         ),
         (
+            replace(GPU, described=None, available=TODAY),
+            "Eager, activations computed twice, micro-batches cut in 4",
+            "two samples alone, without gradients, did not fit",
+        ),
+        (
             replace(GPU, memory=12 * GIB, processes=4),
             "Sharded, activations computed twice",
             "the processes share the memory",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Literal
 
@@ -47,7 +48,9 @@ def gather_facts(
     described = None
     if memory is not None:
         area = places / largest[0, 0].numel()
-        described = describe(module, resident, groups, spec, example, device, area)
+        # where even that does not fit, planning takes the leanest
+        with suppress(torch.OutOfMemoryError):
+            described = describe(module, resident, groups, spec, example, device, area)
     return Facts(
         asked=asked,
         available=available_kinds(device, spec),

@@ -61,7 +61,7 @@ class Facts:
     memory: int | None = None
     """Bytes of the device that the training may take; None where that is not planned, as on a CPU."""
     described: Description | None = None
-    """None where `memory` is."""
+    """None where `memory` is, and where there is not even memory to look."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,8 @@ def choose(facts: Facts) -> Plan:
     row = plans(facts)
     if facts.memory is None:
         return row[0]
+    if facts.described is None:
+        return replace(row[-1], why="two samples alone, without gradients, did not fit; this is the leanest")
     room = (facts.memory - RESERVED) / MARGIN
     for number, plan in enumerate(row):
         if (plan.predicted_bytes or 0) <= room:
