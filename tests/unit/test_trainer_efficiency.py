@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 from finetune_trainer.describing import efficiency_of
+from finetune_trainer.evaluation.duty import PicturesDuty
+from finetune_trainer.evaluation.judge import Look
 from finetune_trainer.telemetry.board import Board
 from finetune_trainer.telemetry.efficiency import WINDOW, Efficiency, quantile
 from finetune_trainer.telemetry.listener import JudgementReport, StepReport
+from finetune_trainer.telemetry.logs import LogListener
 from finetune_trainer.telemetry.memory import memory
 from finetune_trainer.telemetry.metrics import Metrics
 from prometheus_client import generate_latest
@@ -154,3 +157,18 @@ def test_the_report_has_it_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
         "Memory of the GPU, at most": "7.00 GiB",
         "Time went into": "data 0.3%, step 15.8%, checkpoint 0.0%, judging 0.0%, drawing 10.0%, the rest 73.9%",
     }
+
+
+def test_pictures_on_the_way_are_time_spent_drawing() -> None:
+    clock, told = Clock(), []
+
+    class Told(LogListener):
+        def spent(self, activity: str, seconds: float) -> None:
+            told.append((activity, seconds))
+
+    def look() -> Look:
+        clock.now += 4
+        return Look((), ())
+
+    PicturesDuty(5, look, Told(), clock)(5)
+    assert told == [("drawing", 4.0)]
