@@ -90,7 +90,7 @@ def train(
         methods: the techniques of `run`, not yet installed.
         dataset: the user's pictures.
         class_pictures: for prior preservation; empty without.
-        cache_dir: where latents are kept between attempts; None keeps them in memory only.
+        cache_dir: where encoded pictures and texts are kept between runs; None keeps them in memory only.
         checkpoints: where the state is saved and looked for; None in all processes of a group but rank 0.
         listener: hears of every step.
         should_stop: asked between steps; the state is saved before returning.
