@@ -29,9 +29,9 @@ class Prepared:
     samples: Samples
 
 
-def prepared(run: TrainingRun, model: Path, pictures: Path) -> Prepared:
-    """As training.loop.train prepares it, on the CPU."""
-    family = load_family(model, torch.device("cpu"))
+def prepared(run: TrainingRun, model: Path, pictures: Path, device: str = "cpu") -> Prepared:
+    """As training.loop.train prepares it."""
+    family = load_family(model, torch.device(device))
     methods = make_methods(run.method, run.training.seed)
     groups = [group for method in methods for group in method.install(family, NoFiles())]
     none = PictureSet.of([], "class pictures")

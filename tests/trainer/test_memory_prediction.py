@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from finetune_api import TrainingRun
 from finetune_api.engine import EngineSpec
 from finetune_trainer.engines.describing_memory import describe
 from finetune_trainer.engines.eager import EagerEngine
@@ -42,12 +43,16 @@ CASES: dict[str, tuple[str, dict[str, object], dict[str, object], dict[str, obje
 }  # fmt: skip
 
 
-def check(name: str, model: Path, pictures: Path) -> None:
-    """Predicts, trains two steps, and compares."""
+def run_of(name: str, **larger: object) -> TrainingRun:
     technique, method, training, dataset = CASES[name]
     method = {"prompt": PROMPT} | ({"rank": 4} if technique == "lora" else {}) | method
     training = {"steps": 3, "learningRate": 1e-3} | training
-    run = make_run(technique, method={technique: method}, training=training, dataset=dataset)
+    return make_run(technique, method={technique: method}, training=training, dataset=dataset | larger)
+
+
+def check(name: str, model: Path, pictures: Path) -> None:
+    """Predicts, trains two steps, and compares."""
+    run = run_of(name)
     made = prepared(run, model, pictures)
     spec, steps = run.training, [made.samples.step(step) for step in range(2)]
     parts = made.family.parts.values()
