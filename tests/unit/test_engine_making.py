@@ -81,10 +81,13 @@ def test_a_cpus_memory_is_not_planned() -> None:
 
 
 @pytest.mark.parametrize(("fraction", "expected"), [(1.0, 70), (0.5, 50)])
+@pytest.mark.parametrize("device", [torch.device("cuda"), torch.device("cuda", 1)])
 def test_the_memory_of_a_gpu_is_what_is_free_and_what_is_ours(
-    fraction: float, expected: int, monkeypatch: pytest.MonkeyPatch
+    device: torch.device, fraction: float, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60, 100))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10)
-    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: fraction)
-    assert memory_of(GPU) == expected
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    # by number: torch refuses a device without one in some of these
+    monkeypatch.setattr(torch.cuda, "mem_get_info", {1: (60, 100)}.__getitem__)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", {1: 10}.__getitem__)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", {1: fraction}.__getitem__)
+    assert memory_of(device) == expected

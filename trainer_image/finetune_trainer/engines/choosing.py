@@ -82,10 +82,12 @@ def memory_of(device: torch.device) -> int | None:
     """Bytes of a GPU that this process has or could have; None for a CPU, whose memory is not planned."""
     if device.type != "cuda":
         return None
-    free, total = torch.cuda.mem_get_info(device)
-    ours = torch.cuda.memory_reserved(device)
+    # not all of these take a device without a number
+    number = torch.cuda.current_device() if device.index is None else device.index
+    free, total = torch.cuda.mem_get_info(number)
+    ours = torch.cuda.memory_reserved(number)
     # a limit that was set for this process holds for all of its memory
-    return min(free + ours, int(total * torch.cuda.get_per_process_memory_fraction(device)))
+    return min(free + ours, int(total * torch.cuda.get_per_process_memory_fraction(number)))
 
 
 def _capturable(spec: ResolvedTraining, module: nn.Module, twice: bool) -> bool:
