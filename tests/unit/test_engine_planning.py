@@ -160,6 +160,12 @@ def test_nothing_is_leaner_than_one_sample_computed_twice() -> None:
     assert next_leaner(facts, choose(facts)) is None
 
 
+@pytest.mark.parametrize("kind", ["Captured", "Compiled"])
+def test_what_was_asked_to_be_recorded_is_not_computed_twice_where_it_cannot_be(kind: EngineKind) -> None:
+    row = plans(replace(GPU, asked=of(kind), capturable_twice=False))
+    assert [(plan.checkpointing, plan.cuts) for plan in row] == [(False, 1), (False, 2), (False, 4)]
+
+
 def test_a_kind_that_was_asked_for_stays() -> None:
     facts = replace(GPU, asked=of("Sharded", offload_parameters="Cpu"))
     assert {plan.engine for plan in plans(facts)} == {facts.asked}

@@ -174,13 +174,14 @@ def _leaner_ways(facts: Facts, engine: EngineSpec, why: str) -> Iterator[tuple[E
     everything once more: more than computing activations twice."""
     pieces = _divisors(facts.samples)
     yield engine, facts.checkpointing, 1, why
-    if engine.kind == "Captured":
+    recorded = engine.kind in ("Captured", "Compiled")
+    if recorded:
         yield from ((engine, facts.checkpointing, cuts, why) for cuts in pieces)
         if not facts.capturable_twice:
             return
     if not facts.checkpointing:
         yield engine, True, 1, why
-    if engine.kind != "Captured" or not facts.checkpointing:
+    if not recorded or not facts.checkpointing:
         yield from ((engine, True, cuts, why) for cuts in pieces)
 
 
