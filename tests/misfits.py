@@ -162,6 +162,22 @@ MISFITS = (
         {"defaults": {"engine": {"processesPerNode": 4}}},
         "spec.engine.processesPerNode is 4 by default but the engine's kind is Eager, which works in one process",
     ),
+    # --- an optimizer that the engine cannot work with: both are the job's, or one is the profile's
+    Misfit(
+        {"engine": {"kind": "Captured"}, "training": {"optimizer": {"name": "Prodigy"}}},
+        {},
+        "spec.training.optimizer.name is Prodigy but the engine's kind is Captured, which works with AdamW or AdamW8",
+    ),
+    Misfit(
+        {"training": {"optimizer": {"name": "AdamW8bit"}}},
+        {"defaults": {"engine": {"kind": "DeepSpeed"}}},
+        "spec.training.optimizer.name is AdamW8bit but the engine's kind is DeepSpeed, which works with AdamW; use",
+    ),
+    Misfit(
+        {"engine": {"kind": "Sharded"}},
+        {"defaults": {"training": {"optimizer": {"name": "Adafactor"}}}},
+        "spec.training.optimizer.name is Adafactor by default but the engine's kind is Sharded, which works with AdamW",
+    ),
     # --- all at once
     Misfit(
         {"training": {"steps": 900}, "image": "evil:1", "engine": {"nodes": 8}},
@@ -172,6 +188,12 @@ MISFITS = (
 )
 
 FITS = (
+    Misfit(
+        {"engine": {"kind": "Compiled"}, "training": {"optimizer": {"name": "AdamW8bit"}}},
+        {"defaults": {"training": {"optimizer": {"name": "Prodigy"}}}},
+        "an optimizer of its own",
+    ),
+    Misfit({"training": {"optimizer": {"name": "Prodigy"}}}, {}, "any optimizer with Auto"),
     Misfit({"training": {"steps": 500}}, limits(maxSteps=500), "as many steps as allowed"),
     Misfit({"engine": {"nodes": 2}}, limits(maxNodes=2), "as many nodes as allowed"),
     Misfit({"engine": {"kind": "Auto", "nodes": 2}}, {"defaults": {"engine": {"kind": "Eager"}}}, "a kind of its own"),

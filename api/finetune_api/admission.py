@@ -13,7 +13,8 @@ from pathlib import Path
 
 from finetune_api.base import API_VERSION, GROUP, VERSION
 from finetune_api.crd import Schema, to_yaml
-from finetune_api.limits import LIMITS, Limit
+from finetune_api.limit import Limit
+from finetune_api.limits import LIMITS
 
 TARGET = "charts/finetune-operator/templates/admission.yaml"
 NAME = "finetune-profile-limits"

@@ -166,6 +166,7 @@ STEPS = FirstOf(
 
 NODES = FirstOf((OfJob("engine.nodes"), OfProfile("defaults.engine.nodes")))
 PROCESSES_PER_NODE = FirstOf((OfJob("engine.processesPerNode"), OfProfile("defaults.engine.processesPerNode")))
+OPTIMIZER = FirstOf((OfJob("training.optimizer.name"), OfProfile("defaults.training.optimizer.name")))
 ENGINE = FirstOf((OfJob("engine.kind"), OfProfile("defaults.engine.kind")))
 WARMUP = FirstOf((OfJob("training.scheduler.warmupSteps"), OfProfile("defaults.training.scheduler.warmupSteps")))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
@@ -19,6 +20,14 @@ Quantity = Annotated[
 EngineKind = Literal["Auto", "Eager", "Captured", "Compiled", "Replicated", "Sharded", "DeepSpeed"]
 ONE_PROCESS: tuple[EngineKind, ...] = ("Eager", "Captured", "Compiled")
 """Kinds that work in a single process."""
+OPTIMIZERS: Mapping[EngineKind, tuple[str, ...]] = {
+    "Captured": ("AdamW", "AdamW8bit"),
+    "Compiled": ("AdamW", "AdamW8bit"),
+    "Sharded": ("AdamW",),
+    "DeepSpeed": ("AdamW",),
+}
+"""Kinds that cannot work with every training.optimizer.name, and with which they can. The other optimizers count on the
+host in each step, which cannot be recorded, or look at more than a process's own piece of the weights."""
 CHOICE = ("kind", "zero_stage", "offload_optimizer", "offload_parameters", "nvme_path")
 """Fields that belong together: whoever names a kind has chosen all of them."""
 ZERO_STAGE = 2

@@ -6,15 +6,13 @@ is what the operator and `finetune validate` ask. LIMITS is the whole list.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from string import Formatter
 from typing import ClassVar
 
 from finetune_api.asked import (
-    ENGINE,
     NODES,
+    OPTIMIZER,
     PROCESSES_PER_NODE,
     STEPS,
     WARMUP,
@@ -22,11 +20,11 @@ from finetune_api.asked import (
     Namespace,
     OfJob,
     OfProfile,
-    Value,
     endpoint_of,
 )
-from finetune_api.engine import ONE_PROCESS
-from finetune_api.rules import literal
+from finetune_api.combinations import OneProcess, OptimizerOf, WarmupEnds
+from finetune_api.engine import OPTIMIZERS
+from finetune_api.limit import Limit
 
 SHOWN = 400
 """Characters of an allow-list that a message shows: the API server drops messages above 5 KiB."""
@@ -34,99 +32,6 @@ SHOWN = 400
 
 class LimitError(ValueError):
     """A job asks for what its profile does not give. The message names each field, its value and the remedy."""
-
-
-@dataclass(frozen=True)
-class Limit(ABC):
-    """A bound on one value of a job."""
-
-    variable: str
-    """Name of the value in the policy."""
-    field: str
-    """The field as people know it."""
-    value: Value
-    changeable: ClassVar[bool] = False
-    """Whether the field may change after creation. Then a change is judged too, and only a change."""
-
-    @property
-    @abstractmethod
-    def held_against(self) -> str:
-        """What the value must fit, for the reference."""
-
-    @property
-    @abstractmethod
-    def words(self) -> str:
-        """The refusal, with {value}, {by_default}, {profile} and whatever else `_parts` names."""
-
-    @property
-    @abstractmethod
-    def _within(self) -> str:
-        """CEL: true where the value, which is set, is within the limit."""
-
-    @abstractmethod
-    def _exceeded(self, value: object, asked: Asked) -> bool:
-        """The opposite of `_within`, in Python."""
-
-    @property
-    def variables(self) -> Mapping[str, str]:
-        """What the expressions use: name → CEL."""
-        return {self.variable: self.value.cel}
-
-    @property
-    def _parts(self) -> Mapping[str, str]:
-        """Placeholder of `words` → CEL of a string."""
-        return {
-            "value": f"string({self._value}.value())",
-            "by_default": f"({self._own.cel}.hasValue() ? '' : ' by default')",
-            "profile": "params.metadata.name",
-        }
-
-    def _read_parts(self, value: object, asked: Asked) -> Mapping[str, str]:
-        """The same in Python."""
-        return {
-            "value": str(value),
-            "by_default": "" if self._own.read(asked) is not None else " by default",
-            "profile": asked.profile_name or "(built-in)",
-        }
-
-    @property
-    def _is(self) -> str:
-        """How `words` begin: who chose the value matters where it need not be the job."""
-        always_own = isinstance(self.value, OfJob | Namespace)
-        return f"{self.field} is {{value}}" if always_own else f"{self.field} is {{value}}{{by_default}}"
-
-    @property
-    def _own(self) -> OfJob:
-        return OfJob(self.field.removeprefix("spec."))
-
-    @property
-    def _value(self) -> str:
-        return f"variables.{self.variable}"
-
-    @property
-    def cel(self) -> str:
-        """True where the job may be created or changed like this."""
-        within = f"!{self._value}.hasValue() || {self._within}"
-        if not self.changeable:
-            return f"oldObject != null || {within}"
-        new = self._own.cel
-        return f"(oldObject != null && {new} == {new.replace('object.', 'oldObject.', 1)}) || {within}"
-
-    @property
-    def message_cel(self) -> str:
-        """The refusal, as a CEL expression of a string."""
-        pieces = []
-        for text, placeholder, _, _ in Formatter().parse(self.words):
-            pieces += [literal(text)] if text else []
-            pieces += [self._parts[placeholder]] if placeholder else []
-        return " + ".join(pieces)
-
-    def refusal(self, asked: Asked) -> str | None:
-        """The refusal; None where nothing is wrong."""
-        value = self.value.read(asked)
-        if value is None or not self._exceeded(value, asked):
-            return None
-        return self.words.format_map(self._read_parts(value, asked))
 
 
 @dataclass(frozen=True)
@@ -249,69 +154,6 @@ class NotWith(OfLimits):
         return self._allowed.read(asked) is not None
 
 
-@dataclass(frozen=True)
-class WarmupEnds(Limit):
-    """Job and profile together make a warm-up that ends before the training does."""
-
-    @property
-    def held_against(self) -> str:
-        return "the length of the training"
-
-    @property
-    def words(self) -> str:
-        return (
-            f"{self._is} but the training has {{steps}} steps: the learning rate would "
-            "never arrive; use fewer warm-up steps"
-        )
-
-    @property
-    def _within(self) -> str:
-        return f"!variables.steps.hasValue() || {self._value}.value() < variables.steps.value()"
-
-    def _exceeded(self, value: object, asked: Asked) -> bool:
-        steps = STEPS.read(asked)
-        return isinstance(value, int) and isinstance(steps, int) and value >= steps
-
-    @property
-    def _parts(self) -> Mapping[str, str]:
-        return {**super()._parts, "steps": "string(variables.steps.value())"}
-
-    def _read_parts(self, value: object, asked: Asked) -> Mapping[str, str]:
-        return {**super()._read_parts(value, asked), "steps": str(STEPS.read(asked))}
-
-
-@dataclass(frozen=True)
-class OneProcess(Limit):
-    """Job and profile together make a group, of an engine that works in one process."""
-
-    @property
-    def held_against(self) -> str:
-        return "the engine"
-
-    @property
-    def words(self) -> str:
-        return f"{self._is} but the engine's kind is {{kind}}, which works in one process; use engine.kind: Auto"
-
-    @property
-    def variables(self) -> Mapping[str, str]:
-        return {**super().variables, "engine": ENGINE.cel}
-
-    @property
-    def _within(self) -> str:
-        kinds = f"[{', '.join(map(literal, ONE_PROCESS))}]"
-        return f"{self._value}.value() <= 1 || !(variables.engine.orValue('Auto') in {kinds})"
-
-    def _exceeded(self, value: object, asked: Asked) -> bool:
-        return isinstance(value, int) and value > 1 and ENGINE.read(asked) in ONE_PROCESS
-
-    @property
-    def _parts(self) -> Mapping[str, str]:
-        return {**super()._parts, "kind": "variables.engine.value()"}
-
-    def _read_parts(self, value: object, asked: Asked) -> Mapping[str, str]:
-        return {**super()._read_parts(value, asked), "kind": str(ENGINE.read(asked))}
-
-
 SECTIONS = ("baseModel", "dataset", "output")
 LIMITS: tuple[Limit, ...] = (
     Among(
@@ -363,6 +205,7 @@ LIMITS: tuple[Limit, ...] = (
     WarmupEnds("warmup", "spec.training.scheduler.warmupSteps", WARMUP),
     OneProcess("nodes", "spec.engine.nodes", NODES),
     OneProcess("processesPerNode", "spec.engine.processesPerNode", PROCESSES_PER_NODE),
+    *(OptimizerOf("optimizer", "spec.training.optimizer.name", OPTIMIZER, kind) for kind in OPTIMIZERS),
 )
 
 
