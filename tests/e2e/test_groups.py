@@ -1,4 +1,4 @@
-"""Two pods on two nodes that train together; one of them killed, one of them frozen."""
+"""Two pods on two nodes that train together, as copies and by DeepSpeed; one of them killed, one of them frozen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from disruptions import Pod, signal_all
+from finetune_trainer.sources.builtin import open_builtin
 from jobs import Job, Weights, attempts, brief, download, ended, has, profile, trains
+from judging import BASE
 from safetensors.torch import load_file
 from support import kind
 from support.cluster import Cluster, Namespace, fresh_namespace
@@ -100,6 +102,40 @@ def test_they_do_what_one_with_the_doubled_batch_does(
         assert has("Succeeded")(done), done["status"]
         learned[name] = update(download(s3, done, tmp_path / name).weights)
     difference = float((learned["together"] - learned["alone"]).norm() / learned["alone"].norm())
+    with capsys.disabled():
+        print(f" relative difference {difference:.2e}", end="")
+    assert 0 < difference <= UPDATE_TOLERANCE
+
+
+def all_weights(pipeline: Path) -> torch.Tensor:
+    """Of what is trained when all is: the denoiser and the text encoder."""
+    files = [file for part in ("unet", "text_encoder") for file in sorted((pipeline / part).glob("*.safetensors"))]
+    assert len(files) == 2, f"no whole model in {pipeline}"
+    return torch.cat([value.double().flatten() for file in files for _, value in sorted(load_file(file).items())])
+
+
+def test_deepspeed_cuts_all_weights_and_keeps_them_on_the_hosts(
+    namespace: Namespace, one_pod_a_node: str, s3: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In pods without a compiler, whose only writable folder is their own. They learn what one process learns."""
+    method = {"dreamBooth": {"prompt": "a photo of a sks circle", "trainTextEncoder": True}}
+    engine = {"kind": "DeepSpeed", "zeroStage": 3, "offloadOptimizer": "Cpu", "offloadParameters": "Cpu", "nodes": 2}
+    training = {"steps": FEW_STEPS, "batchSize": 1, "learningRate": 0.0001}
+    namespace.apply(
+        brief(namespace, "cut", profileName=PROFILE, method=method, engine=engine, training=training),
+        brief(namespace, "plain", method=method, training=training | {"batchSize": 2}),
+    )
+    base, learned = all_weights(open_builtin(BASE)), {}
+    for name in ("cut", "plain"):
+        done: Job = namespace.job(name).until(ended, seconds=400, what="the end")
+        assert has("Succeeded")(done), done["status"]
+        learned[name] = all_weights(download(s3, done, tmp_path / name).weights) - base
+        if name == "cut":
+            told = done["status"]["engine"]
+            assert told["kind"] == "DeepSpeed"
+            assert told["does"] == "DeepSpeed, ZeRO-3, optimizer on the host, parameters on the host"
+            assert [exit_code(pod) for pod in namespace.pods(name)] == [0, 0]
+    difference = float((learned["cut"] - learned["plain"]).norm() / learned["plain"].norm())
     with capsys.disabled():
         print(f" relative difference {difference:.2e}", end="")
     assert 0 < difference <= UPDATE_TOLERANCE
