@@ -158,6 +158,13 @@ def test_each_process_needs_a_gpu_of_its_own_where_there_are_gpus(monkeypatch: p
         device_of(seat)
 
 
+def test_a_gpu_has_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not all that torch asks of a device can be asked of one without."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert device_of(None) == torch.device("cuda", 1)
+
+
 def test_an_epoch_is_shared_by_all_processes() -> None:
     spec = make_run(training={"steps": None, "epochs": 3, "batchSize": 2}).training
     assert [total_steps(spec, 8, processes) for processes in (1, 2, 4)] == [12, 6, 3]

@@ -11,7 +11,7 @@ from finetune_trainer.group.seat import Seat
 
 
 def device_of(seat: Seat | None) -> torch.device:
-    """The GPU of this process, or the CPU where there is none.
+    """The GPU of this process, with its number, or the CPU where there is none.
 
     Raises:
         ConfigurationError: there are fewer GPUs than processes.
@@ -19,7 +19,8 @@ def device_of(seat: Seat | None) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     if seat is None:
-        return torch.device("cuda")
+        # not all that torch asks of a device can be asked of one without a number
+        return torch.device("cuda", torch.cuda.current_device())
     count = torch.cuda.device_count()
     if seat.local_rank >= count:
         raise ConfigurationError(

@@ -93,8 +93,7 @@ class Ahead(Generic[T]):
     def _own_stream(self) -> AbstractContextManager[object]:
         if self._device.type != "cuda":
             return nullcontext()
-        # which device is in use, each thread knows for itself alone
-        torch.cuda.set_device(self._device)
+        # with it this thread uses the device too, which each thread knows for itself alone
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.default_stream(self._device))
         return torch.cuda.stream(stream)
