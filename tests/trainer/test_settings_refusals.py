@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 # class pictures would be drawn first of all
 LORA = {"prompt": "sks dog", "rank": 4, "priorPreservation": PRIOR}
 TOY = {"placeholder": "<toy>"}
+DISK: dict[str, object] = {"kind": "DeepSpeed", "zeroStage": 3, "offloadOptimizer": "Nvme", "nvmePath": "/fast"}
 
 
 def nothing(folder: Path) -> None:
@@ -140,6 +141,20 @@ REFUSED: list[tuple[dict[str, object], dict[str, dict[str, object]], Callable[[P
         78,
         ("textEncoderLearningRate is 0.5, but the optimizer Prodigy finds one rate", "remove the field"),
     ),
+    (
+        {"lora": LORA},
+        {"training": {"steps": 4, "precision": "fp16"}, "engine": {"kind": "DeepSpeed"}},
+        nothing,
+        78,
+        ("training.precision is fp16, which DeepSpeed does not support on a CPU; use bf16 or fp32",),
+    ),
+    (
+        {"lora": LORA},
+        {"training": {"steps": 4, "ema": True}, "engine": DISK},
+        nothing,
+        78,
+        ("engine.offloadOptimizer is Nvme, and training.ema keeps its average in memory", "or use Cpu"),
+    ),
 ]
 
 
@@ -167,6 +182,7 @@ def run(method: Mapping[str, object], sections: Mapping[str, Mapping[str, object
         "dataset": {"uri": "file://./pictures", **sections.get("dataset", {})},
         "training": {key: value for key, value in training.items() if value is not None},
         "validation": {"prompts": ["a dog"], "imagesPerPrompt": 1, "inferenceSteps": 1},
+        "engine": dict(sections.get("engine", {})),
         "output": {"uri": "file://./results"},
     }
     head = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "dog"}}

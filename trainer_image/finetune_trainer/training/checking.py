@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from finetune_api import TrainingRun
+from torch import nn
 
 from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.data.held_out import held_out
+from finetune_trainer.engines.checking import check_engine
 from finetune_trainer.engines.optimizers import check_rates
 from finetune_trainer.families.base import Family
 from finetune_trainer.methods import Files, Method
@@ -32,6 +34,7 @@ def check_training(
     """
     for method in methods:
         method.check(family, files)
+    check_engine(run.engine, run.training, nn.ModuleList(family.parts.values()), family.device)
     check_rates(run.training, [rate for method in methods for rate in method.own_rates])
     held = held_out(run, len(dataset.pictures))
     check_words([word for method in methods for word in method.words], dataset.captions, held)
