@@ -162,6 +162,8 @@ BAD_SPECS = [
     Bad("spec.engine", {"offloadOptimizer": "Nvme"}, "offloadOptimizer: Nvme needs nvmePath, a folder on the disk"),
     Bad("spec.engine", {"nvmePath": "/fast"}, "nvmePath can only be set with offloadOptimizer: Nvme or offloadPar"),
     Bad("spec.engine", {"offloadOptimizer": "Nvme", "nvmePath": "fast"}, "nvmePath must be an absolute path"),
+    Bad("spec.engine", {"offloadOptimizer": "Nvme", "nvmePath": "/fast/../etc"}, "nvmePath must be an absolute path"),
+    Bad("spec.engine", {"offloadOptimizer": "Nvme", "nvmePath": "/etc/finetune"}, "nvmePath must not be a folder of"),
     Bad("spec.engine", {"kind": "Fast"}, ENUM, laptop_says="Input should be 'Auto'"),
     Bad("spec.engine", {"zeroStage": 2}, "zeroStage can only be set with kind: DeepSpeed"),
     Bad("spec.engine", {"kind": "Eager", "nodes": 2}, "nodes above 1 cannot be used with kind: Eager or Captured or"),

@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints
 
 from finetune_api.base import Model
 from finetune_api.choices import ChoiceNeeds, MoreThanOneNotWith, OnlyForChoice
-from finetune_api.rules import Form, OnlyWhen, Rule
+from finetune_api.rules import Form, NotOfForm, OnlyWhen, Rule
 
 Quantity = Annotated[
     str,
@@ -28,6 +28,14 @@ OPTIMIZERS: Mapping[EngineKind, tuple[str, ...]] = {
 }
 """Kinds that cannot work with every training.optimizer.name, and with which they can. The other optimizers count on the
 host in each step, which cannot be recorded, or look at more than a process's own piece of the weights."""
+NVME_FORM = r"^(/[.]?[A-Za-z0-9_-][A-Za-z0-9._-]*)+$"
+"""Without . and .., so that what is above what can be seen."""
+TAKEN_FORM = (
+    "^/(bin|boot|dev|etc|lib(32|64|x32)?|proc|run|sbin|sys|usr)(/|$)"
+    "|^/(mnt|var|var/cache|var/lib)$|^/var/run(/|$)|^/(mnt|var/cache)/finetune(/|$)"
+)
+"""Where no empty volume may be mounted in a pod: what is there would be hidden. The cache is of other pods too. Below
+/var/lib/finetune, the pod's scratch volume, a folder needs none."""
 CHOICE = ("kind", "zero_stage", "offload_optimizer", "offload_parameters", "nvme_path")
 """Fields that belong together: whoever names a kind has chosen all of them."""
 ZERO_STAGE = 2
@@ -58,7 +66,8 @@ class EngineSpec(Model):
         ChoiceNeeds("offloadOptimizer", ("Nvme",), (("nvmePath", None),), "a folder on the disk to use"),
         ChoiceNeeds("offloadParameters", ("Nvme",), (("nvmePath", None),), "a folder on the disk to use"),
         OnlyForChoice("nvmePath", ("offloadOptimizer", "offloadParameters"), "Nvme"),
-        Form("nvmePath", r"^/.+$", "an absolute path, such as /scratch/offload"),
+        Form("nvmePath", NVME_FORM, "an absolute path of plain names, such as /scratch/offload"),
+        NotOfForm("nvmePath", TAKEN_FORM, "a folder of the system or of the pod's other volumes; use /scratch/offload"),
     )
 
     nodes: Annotated[int, Field(ge=1, le=64)] = 1
@@ -79,7 +88,8 @@ class EngineSpec(Model):
     """Keep parameters in the host's memory or on its disk until they are needed (for small GPUs; zeroStage: 3 or
     kind: Sharded, which then keeps the optimizer's state there as well)."""
     nvme_path: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
-    """Folder of the pod for offload to Nvme, on a fast disk."""
+    """Folder for offload to Nvme. In a pod it is a volume of its own on the node's disk, as large as the profile's
+    scratchSizeLimit; or, below /var/lib/finetune, a part of the scratch volume."""
 
 
 class Resources(Model):

@@ -123,7 +123,7 @@ class FineTuneProfileSpec(Model):
     cache: CacheSpec | None = None
     """Where models and caches are kept between pods."""
     scratch_size_limit: Quantity | None = None
-    """Size limit of the pod's scratch volume. Default: 20Gi."""
+    """Size limit of the pod's scratch volume, and of the one for offload to Nvme. Default: 20Gi."""
     termination_grace_period_seconds: Annotated[int, Field(ge=10, le=3600)] | None = None
     """Time a pod has to save its state when it is stopped. Default: 120, for dreamBooth 600."""
     node_lost: Literal["ForceDelete", "Wait"] = "ForceDelete"

@@ -349,6 +349,27 @@ class Form:
 
 
 @dataclass(frozen=True)
+class NotOfForm:
+    """`field` is a string of none of the forms in `pattern`, told in words."""
+
+    field: str
+    pattern: str
+    says: str
+
+    @property
+    def message(self) -> str:
+        return f"{self.field} must not be {self.says}"
+
+    @property
+    def cel(self) -> str:
+        return f"!has(self.{self.field}) || !self.{self.field}.matches({literal(self.pattern)})"
+
+    def holds(self, model: BaseModel) -> bool:
+        value = value_of(model, self.field)
+        return not isinstance(value, str) or re.search(self.pattern, value) is None
+
+
+@dataclass(frozen=True)
 class NotInCluster:
     """Values that begin with `prefix` mean something on a laptop only; the API server refuses them."""
 

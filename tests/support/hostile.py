@@ -11,6 +11,7 @@ from finetune_api.base import Model, RulesBroken
 from finetune_api.base_model import BASE_MODEL_FORM
 from finetune_api.crd import Schema, structural
 from finetune_api.dataset import DATASET_FORM
+from finetune_api.engine import NVME_FORM
 from finetune_api.job import FineTuneJob
 from finetune_api.methods import FILE_FORM
 from finetune_api.outputs import ENCODER_FORM, OUTPUT_FORM
@@ -42,16 +43,19 @@ TEXTS = (
     "hf://{}/$",
     "hf://{}/x",
     "builtin://{}",
+    "/{}",
+    "/etc/{}",
     "12Gi",
     "1",
 )
-URIS = {
+FORMS = {
     "baseModel.uri": BASE_MODEL_FORM,
     "dataset.uri": DATASET_FORM,
     "output.uri": OUTPUT_FORM,
     "continueFrom": FILE_FORM,
     "initialEmbeddingUri": FILE_FORM,
     "encoderUri": ENCODER_FORM,
+    "nvmePath": NVME_FORM,
 }
 SCHEMAS = {USER: structural(FineTuneJob, "spec"), ADMIN: structural(FineTuneProfile, "spec")}
 MODELS: dict[str, type[Model]] = {USER: FineTuneJobSpec, ADMIN: FineTuneProfileSpec}
@@ -60,7 +64,7 @@ MODELS: dict[str, type[Model]] = {USER: FineTuneJobSpec, ADMIN: FineTuneProfileS
 def texts(schema: Schema, mark: str, name: str) -> st.SearchStrategy[str]:
     """Texts with the mark that the schema allows."""
     pattern = str(schema.get("pattern", ""))
-    pattern = URIS.get(name, pattern)
+    pattern = FORMS.get(name, pattern)
     longest = schema.get("maxLength", 1000)
     fitting = [text for form in TEXTS if re.search(pattern, text := form.format(mark)) and len(text) <= longest]
     assert fitting, f"no hostile text suits {name} {pattern}"

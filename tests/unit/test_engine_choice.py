@@ -44,12 +44,44 @@ def of(fields: dict[str, object]) -> EngineSpec:
         ({**ZERO_3, "offloadParameters": "Nvme"}, ["offloadParameters: Nvme needs nvmePath"]),
         ({**ZERO_3, "offloadOptimizer": "Cpu", "nvmePath": "/fast"}, ["nvmePath can only be set with"]),
         ({**ZERO_3, "offloadOptimizer": "Nvme", "nvmePath": "fast"}, ["nvmePath must be an absolute path"]),
+        ({**ZERO_3, "offloadOptimizer": "Nvme", "nvmePath": "/usr/lib"}, ["nvmePath must not be a folder of the"]),
     ],
 )
 def test_fields_that_go_together(fields: dict[str, object], broken: list[str]) -> None:
     found = [rule.message for rule in RULES if not rule.holds(of(fields))]
     assert len(found) == len(broken), found
     assert all(words in message for words, message in zip(broken, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("path", "stands"),
+    [
+        ("/scratch/offload", True),
+        ("/fast", True),
+        ("/mnt/nvme0", True),
+        ("/home/me/.cache/offload", True),
+        ("/var/tmp/offload", True),
+        ("/var/lib/finetune/offload", True),
+        ("/devices", True),
+        ("/", False),
+        ("/fast/", False),
+        ("//fast", False),
+        ("/fast/./offload", False),
+        ("/fast/../etc", False),
+        ("/fast:/x", False),
+        ("/dev/shm", False),
+        ("/etc", False),
+        ("/lib64/x", False),
+        ("/var", False),
+        ("/var/lib", False),
+        ("/var/cache/finetune/offload", False),
+        ("/var/run/finetune", False),
+        ("/mnt/finetune/dataset", False),
+    ],
+)
+def test_where_a_disk_can_be(path: str, stands: bool) -> None:
+    offload = of({**ZERO_3, "offloadOptimizer": "Nvme", "nvmePath": path})
+    assert all(rule.holds(offload) for rule in RULES) is stands
 
 
 def merged(job: dict[str, object] | None, profile: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> EngineSpec:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 import yaml
+from finetune_api.engine import EngineSpec
 from finetune_api.training_run import TrainingRun
 from finetune_operator.projections import child_state, controller_uid
 from finetune_operator.specs.configmap import Snapshot, snapshot_config_map, snapshot_in
 from finetune_operator.specs.job import training_job
 from finetune_operator.specs.service import headless_service
-from finetune_operator.specs.volumes import claim_of
+from finetune_operator.specs.volumes import WORK_DIR, claim_of, volumes_of
 from finetune_trainer.group.place import place_of
 from finetune_trainer.settings import Settings
+from pydantic import ValidationError
 from support.observations import IDENTITY, UID, profile, snapshot, spec
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -135,6 +137,43 @@ def test_the_trainer_understands_what_a_pod_of_a_group_is_told(monkeypatch: pyte
     assert place.port in [port["containerPort"] for port in container["ports"]]
     assert (place.nodes, place.per_node, place.node) == (3, 2, 2)
     assert [seat.rank for seat in place.seats("g", 1)] == [4, 5]
+
+
+DISK = {"kind": "DeepSpeed", "zeroStage": 3, "offloadOptimizer": "Nvme"}
+
+
+def mounts(made: Snapshot) -> dict[str, str]:
+    """Path → name of the volume."""
+    volumes = volumes_of(made.run, made.profile)
+    assert [mount["name"] for mount in volumes.mounts] == [volume["name"] for volume in volumes.volumes]
+    return {mount["mountPath"]: mount["name"] for mount in volumes.mounts}
+
+
+def test_offload_to_a_disk_has_a_volume_of_its_own() -> None:
+    """On the node's disk, bounded as the scratch volume is; everything else of a pod can only be read."""
+    made = snapshot(
+        spec(engine=DISK | {"nvmePath": "/fast/offload"}), (profile(default=True, scratchSizeLimit="90Gi"),)
+    )
+    pod = training_job(made, None, 3, 0)["spec"]["template"]["spec"]
+    assert {"name": "offload", "emptyDir": {"sizeLimit": "90Gi"}} in pod["volumes"]
+    assert {"name": "offload", "mountPath": "/fast/offload"} in pod["containers"][0]["volumeMounts"]
+
+
+def test_offload_within_the_scratch_volume_needs_no_other() -> None:
+    for path in (WORK_DIR, f"{WORK_DIR}/offload"):
+        assert mounts(snapshot(spec(engine=DISK | {"nvmePath": path}))) == mounts(PLAIN)
+    assert mounts(snapshot(spec(engine=DISK | {"nvmePath": f"{WORK_DIR}-2"})))[f"{WORK_DIR}-2"] == "offload"
+
+
+def test_no_volume_hides_another() -> None:
+    """The API refuses a path of which another volume is a part, and one that is a part of another."""
+    others = [path for path in mounts(FULL) if path != WORK_DIR]
+    assert len(others) >= 5
+    for path in (*others, *(parent.as_posix() for each in others for parent in PurePosixPath(each).parents)):
+        for offload in (path, f"{path}/offload".replace("//", "/")):
+            if any(f"{other}/".startswith(f"{offload}/") or f"{offload}/".startswith(f"{other}/") for other in others):
+                with pytest.raises(ValidationError, match="nvmePath must"):
+                    EngineSpec.model_validate(DISK | {"nvmePath": offload})
 
 
 def test_claims() -> None:

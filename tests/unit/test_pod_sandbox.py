@@ -13,7 +13,7 @@ from finetune_operator.policies.acceptance import Refused, accept
 from finetune_operator.projections import ProfileState
 from finetune_operator.specs.configmap import Snapshot
 from finetune_operator.specs.job import Queue, training_job
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from support.hostile import ADMIN, USER, specs
 
 IDENTITY = RunIdentity(name="dog", namespace="art", uid="11111111-2222-3333-4444-555555555555")
@@ -105,12 +105,21 @@ WHERE_USERS_SPEAK = {
     f"{POD}.volumes[].persistentVolumeClaim.claimName",
     f"{POD}.serviceAccountName",  # of limits.allowedServiceAccounts
     f"{POD}.containers[].image",  # of limits.allowedImages
+    f"{POD}.containers[].volumeMounts[].mountPath",  # of an empty volume, engine.nvmePath
+}
+ON_DISK: dict[str, Any] = {
+    "baseModel": {"uri": f"hf://{USER}/x"},
+    "method": {"dreamBooth": {"prompt": USER}},
+    "dataset": {"uri": f"s3://{USER}/"},
+    "output": {"uri": f"s3://{USER}/out/"},
+    "engine": {"kind": "DeepSpeed", "zeroStage": 3, "offloadOptimizer": "Nvme", "nvmePath": f"/{USER}/disk"},
 }
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
 @DRAWN
 @given(specs(USER), specs(ADMIN))
+@example(ON_DISK, {})
 def test_no_job_leads_out_of_its_pod(spec: dict[str, Any], profile: dict[str, Any]) -> None:
     result = made(spec, permissive(profile, spec))
     assume(result is not None)
@@ -130,7 +139,10 @@ def test_no_job_leads_out_of_its_pod(spec: dict[str, Any], profile: dict[str, An
     spoken = {path for path, text in strings(job) if USER in text.lower()}
     assert spoken <= WHERE_USERS_SPEAK
     for path, text in strings(job):
-        if path in spoken and not path.endswith((".image", "-name", "-class")):
+        if path.endswith(".mountPath"):
+            (volume,) = [m["name"] for m in container["volumeMounts"] if m["mountPath"] == text]
+            assert USER not in text or volume == "offload"
+        elif path in spoken and not path.endswith((".image", "-name", "-class")):
             assert NAME.fullmatch(text), "a name, and nothing that anybody executes"
 
     assert (pod.get("serviceAccountName") or None) == spec.get("serviceAccountName")

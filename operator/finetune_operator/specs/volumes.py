@@ -1,4 +1,5 @@
-"""Volumes of the training pod: the run, scratch space, Secrets by role, and claims. Never a hostPath."""
+"""Volumes of the training pod: the run, scratch space, a disk for offload, Secrets by role, and claims. Never a
+hostPath."""
 
 from __future__ import annotations
 
@@ -43,6 +44,10 @@ def volumes_of(run: TrainingRun, profile: FineTuneProfileSpec) -> Volumes:
     result.add("run", {"configMap": config_map}, RUN_DIR, read_only=True)
     scratch = {"sizeLimit": profile.scratch_size_limit or SCRATCH_SIZE}
     result.add("scratch", {"emptyDir": scratch}, WORK_DIR)
+    offload = run.engine.nvme_path
+    if offload is not None and not f"{offload}/".startswith(f"{WORK_DIR}/"):
+        # finetune_api.engine refuses paths where another volume or the system is
+        result.add("offload", {"emptyDir": {**scratch}}, offload)
     for role, secret in _secrets(run).items():
         # optional: a pod that waits for a Secret says nothing; the trainer names the field and the remedy
         source = {"secret": {"secretName": secret.name, "optional": True, "defaultMode": 0o440}}
