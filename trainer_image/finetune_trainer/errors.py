@@ -6,11 +6,15 @@ status of the FineTuneJob through the termination message.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import ClassVar
 
 from finetune_api import ExitCode
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class RunError(Exception):
@@ -63,3 +67,34 @@ def unreadable(what: str, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise DataError(f"{what} cannot be read: {first_line(error)}; {remedy}") from error
+
+
+@contextmanager
+def room_on_disk(*folders: Path) -> Iterator[None]:
+    """Turns whatever a library raises about a full disk into a RunError: somebody may make room, and the run goes on.
+
+    Args:
+        folders: what is written to, for people.
+    """
+    try:
+        yield
+    except RunError:
+        raise
+    except Exception as error:
+        if not _is_full_disk(error):
+            raise
+        places = " or ".join(dict.fromkeys(map(str, folders)))
+        raise RunError(
+            f"no space is left on the disk of {places} ({first_line(error)}); make room there; the same run goes on "
+            "from its last checkpoint"
+        ) from error
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    """Also where another error came of it; safetensors raises an error of its own, which has the number as a word."""
+    while error is not None:
+        full = isinstance(error, OSError) and error.errno in FULL
+        if full or any(f"(os error {number})" in str(error) for number in FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

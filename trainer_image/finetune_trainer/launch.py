@@ -15,7 +15,7 @@ from finetune_api import ExitCode, TrainingRun
 from rich.console import Console
 
 from finetune_trainer.digests import sha256_of
-from finetune_trainer.errors import ConfigurationError, Interrupted, RunError
+from finetune_trainer.errors import ConfigurationError, Interrupted, RunError, room_on_disk
 from finetune_trainer.group.place import Place, place_of
 from finetune_trainer.group.seat import end_with_supervisor
 from finetune_trainer.local_run import load_run
@@ -64,7 +64,8 @@ def launch(file: Path, profile_file: Path | None, overwrite: bool, settings: Set
             return _supervise(run, place, _arguments(file, profile_file, overwrite), settings)
         if settings.seat is not None:
             end_with_supervisor()
-        return _carry_out(run, digest, file, board, overwrite, settings)
+        with room_on_disk(settings.work(run.identity.uid), settings.cache()):
+            return _carry_out(run, digest, file, board, overwrite, settings)
     except RunError as error:
         _leave_failure(run, board, error, settings)
         if settings.log_format == "json":

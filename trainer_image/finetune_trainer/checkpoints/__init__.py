@@ -63,7 +63,7 @@ class Checkpoints:
         Raises:
             NoTime: it would not be stored before this process must have ended; nothing was written.
             RunError: the store failed; the checkpoint on this machine is complete.
-            OSError: this machine's disk failed.
+            OSError, SafetensorError: this machine's disk failed. Checkpoints before this one are as they were.
         """
         size, left = state.size, self._seconds_left()
         if self._store is not None and not is_time_for(size, self._rate, left):
@@ -76,8 +76,12 @@ class Checkpoints:
         folder, half_written = self._dir / name, self._dir / f"{name}.tmp"
         for leftover in (half_written, folder):
             shutil.rmtree(leftover, ignore_errors=True)
-        write_checkpoint(half_written, state, self._run, self._attempt)
-        half_written.rename(folder)
+        try:
+            write_checkpoint(half_written, state, self._run, self._attempt)
+            half_written.rename(folder)
+        finally:
+            # where the disk is full, half a checkpoint would keep it so
+            shutil.rmtree(half_written, ignore_errors=True)
         whole = [path for path in self._local() if self._is_ours(_bytes(path / MANIFEST))]
         for old in self._local():
             # what is damaged or of another run can never be used, and must not push out what can
