@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from finetune_api.engine import EngineSpec
-from finetune_trainer.engines.deepspeed_library import load_deepspeed
+from finetune_trainer.engines.deepspeed_library import check_disk, claim_disk, load_deepspeed
 from finetune_trainer.engines.deepspeed_settings import check_settings, deepspeed_config
 from finetune_trainer.errors import ConfigurationError
 from support.training import make_run
@@ -92,6 +94,35 @@ def test_what_is_refused() -> None:
         check_settings(engine(), spec, "fp16", "cpu")
     with pytest.raises(ConfigurationError, match=r"engine.offloadOptimizer is Nvme, and training.ema keeps its"):
         check_settings(engine(**ON_DISK), averaging, "bf16", "cuda")
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("a file")
+    with pytest.raises(
+        ConfigurationError, match=r"nvmePath is .*/taken/offload, where this run cannot write \(Not a dir"
+    ):
+        check_disk(engine(**ON_DISK | {"nvme_path": str(taken / "offload")}))
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+def test_a_disk_needs_what_is_compiled(tmp_path: Path) -> None:
+    """No wheel of a package index has it."""
+    with pytest.raises(
+        ConfigurationError, match=r"engine.offloadOptimizer is Nvme, but .* install it with DS_BUILD_AIO"
+    ):
+        check_disk(engine(**ON_DISK | {"nvme_path": str(tmp_path / "offload")}))
+    assert list((tmp_path / "offload").iterdir()) == []
+
+
+def test_two_runs_never_share_a_folder(tmp_path: Path) -> None:
+    """They would read each other's numbers."""
+    first = claim_disk(str(tmp_path), 0)
+    claim_disk(str(tmp_path), 1).close()
+    with pytest.raises(ConfigurationError, match=r"engine.nvmePath is .*, which another run uses at the moment"):
+        claim_disk(str(tmp_path), 0)
+    first.close()
+    claim_disk(str(tmp_path), 0).close()
 
 
 def test_a_trainer_without_deepspeed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

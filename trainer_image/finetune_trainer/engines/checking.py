@@ -9,7 +9,7 @@ from torch import nn
 
 from finetune_trainer.engines.captured import not_capturable
 from finetune_trainer.engines.deepspeed_library import check_disk, load_deepspeed
-from finetune_trainer.engines.deepspeed_settings import check_settings, on_disk
+from finetune_trainer.engines.deepspeed_settings import check_settings
 from finetune_trainer.engines.partitioned import check_optimizer
 from finetune_trainer.engines.precision import precision_of
 from finetune_trainer.errors import ConfigurationError
@@ -33,5 +33,4 @@ def check_engine(engine: EngineSpec, spec: ResolvedTraining, module: nn.Module, 
     if engine.kind == "DeepSpeed":
         check_settings(engine, spec, precision_of(spec, device), device.type)
         load_deepspeed(device)
-        for field in on_disk(engine):
-            check_disk(field)
+        check_disk(engine)

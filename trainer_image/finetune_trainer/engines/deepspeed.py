@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from finetune_trainer.data.samples import Batch
 from finetune_trainer.engines.average import decay_of
 from finetune_trainer.engines.base import StepResult
-from finetune_trainer.engines.deepspeed_library import check_disk, load_deepspeed
-from finetune_trainer.engines.deepspeed_settings import check_settings, deepspeed_config, on_disk
+from finetune_trainer.engines.deepspeed_library import check_disk, claim_disk, load_deepspeed
+from finetune_trainer.engines.deepspeed_settings import check_settings, deepspeed_config
 from finetune_trainer.engines.loss_scale import ScaleState
 from finetune_trainer.engines.optimizers import as_tensor, make_optimizer, rate_in_use
 from finetune_trainer.engines.partitioned import MOMENTS, Kept, PartitionedEngine, buckets, check_optimizer, open_group
@@ -43,6 +43,7 @@ class DeepSpeedEngine(PartitionedEngine):
     def __init__(self, engine: EngineSpec, device: torch.device, team: Team) -> None:
         super().__init__(device, team)
         self._engine = engine
+        self._disk: IO[str] | None = None
 
     def prepare(
         self, module: nn.Module, groups: Sequence[ParameterGroup], spec: ResolvedTraining, example: Sequence[Batch]
@@ -51,8 +52,9 @@ class DeepSpeedEngine(PartitionedEngine):
         check_optimizer(spec, "DeepSpeed")
         check_settings(self._engine, spec, precision, self._device.type)
         deepspeed = load_deepspeed(self._device)
-        for field in on_disk(self._engine):
-            check_disk(field)
+        check_disk(self._engine)
+        if self._engine.nvme_path is not None:
+            self._disk = claim_disk(self._engine.nvme_path, self._team.rank)
         open_group(self._device)
         self._remember(module, groups, spec)
         count = sum(value.numel() for value in module.parameters())
@@ -149,6 +151,8 @@ class DeepSpeedEngine(PartitionedEngine):
     def _close(self) -> None:
         self._zero.destroy()
         del self._zero, self._partitions, self._averages
+        if self._disk is not None:
+            self._disk.close()
 
     def _flat(self, number: int, kept: Kept) -> Tensor:
         if kept == "average":
