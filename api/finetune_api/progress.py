@@ -77,6 +77,8 @@ class EngineInUse(Model):
     """Why it was chosen, for people."""
     predicted_bytes: Annotated[int, Field(ge=0, le=2**50)] | None = None
     """Memory of the device that is predicted to be in use at the peak; none on a CPU."""
+    fell_from: Annotated[str, Field(max_length=256)] | None = None
+    """The engine with its options that was given up for this one; why says of what. None where none was."""
 
 
 class Progress(Model):

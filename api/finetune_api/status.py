@@ -141,7 +141,9 @@ class EngineStatus(StatusModel):
     does: Annotated[str, Field(max_length=256)] = ""
     """The engine with its options: Captured, micro-batches cut in 2."""
     why: Annotated[str, Field(max_length=512)] = ""
-    """Why it was chosen, or what ran out of memory before."""
+    """Why it was chosen, or why another one was given up."""
+    fell_from: Annotated[str, Field(max_length=256)] | None = None
+    """The engine with its options that was tried before and given up: out of memory, or no step could be recorded."""
     predicted_memory: Annotated[str, Field(max_length=32)] | None = None
     """Memory of the GPU that is predicted to be in use at the peak."""
 

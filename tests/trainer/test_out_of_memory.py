@@ -45,7 +45,7 @@ def job(tmp_path: Path, tiny_sd: Path, pictures: Path, monkeypatch: pytest.Monke
     return file
 
 
-def run(job: Path, monkeypatch: pytest.MonkeyPatch, is_full: Full) -> tuple[int, str, list[int]]:
+def run(job: Path, monkeypatch: pytest.MonkeyPatch, is_full: Full, *options: str) -> tuple[int, str, list[int]]:
     """Exit code, what was said, and the number of samples in each piece of each step that was done."""
     done: list[int] = []
     step = EagerEngine.step
@@ -57,7 +57,7 @@ def run(job: Path, monkeypatch: pytest.MonkeyPatch, is_full: Full) -> tuple[int,
         return step(engine, batches, factor)
 
     monkeypatch.setattr(EagerEngine, "step", limited)
-    result = CliRunner().invoke(app, ["run", job.name, "--overwrite"])
+    result = CliRunner().invoke(app, ["run", job.name, *(options or ["--overwrite"])])
     monkeypatch.setattr(EagerEngine, "step", step)
     return result.exit_code, result.output, done
 
@@ -81,7 +81,7 @@ def test_it_goes_on_from_the_last_checkpoint_with_the_next_plan(job: Path, monke
 
     code, said, done = run(job, monkeypatch, third_step)
     assert code == 0, said
-    assert "Eager: the GPU's memory did not suffice. Once more: Eager, activations computed twice." in said
+    assert "Eager ran out of memory. Once more: Eager, activations computed twice." in said
     assert "engine: Eager, activations computed twice (Eager ran out of memory)" in said
     assert done == [2] * STEPS, "no step was done again"
     assert tried == [False] * 3 + [True] * 2
@@ -120,6 +120,44 @@ def test_once_is_enough(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "smaller training.batchSize, a smaller dataset.resolution, training.optimizer.name AdamW8bit, engine.kind "
         "DeepSpeed with offload, or a GPU with more memory" in said
     )
+
+
+def test_the_next_attempt_begins_with_the_plan_in_force(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And does not fall once more from what it did not try."""
+
+    def full_and_then_broken(engine: EagerEngine, batches: Sequence[Batch]) -> bool:
+        if len(steps) == 2:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if computes_twice(engine):
+            steps.append(len(steps))
+        return not computes_twice(engine)
+
+    steps: list[int] = []
+    code, said, done = run(job, monkeypatch, full_and_then_broken)
+    assert (code, done) == (1, [2, 2]), said
+
+    code, said, done = run(job, monkeypatch, lambda engine, batches: not computes_twice(engine), "--")
+    assert (code, done) == (0, [2] * (STEPS - 2)), said
+    assert "engine: Eager, activations computed twice (Eager ran out of memory)" in said
+    assert "Once more" not in said
+
+    # and a run anew knows nothing of it
+    code, said, done = run(job, monkeypatch, lambda engine, batches: False)
+    assert "engine: Eager (one process on a CPU)" in said
+
+
+def test_memory_that_did_not_suffice_in_an_earlier_attempt_was_the_first_time(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(engine: EagerEngine, batches: Sequence[Batch]) -> bool:
+        if computes_twice(engine):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return True
+
+    assert run(job, monkeypatch, broken)[0] == 1
+    code, said, done = run(job, monkeypatch, lambda engine, batches: True, "--")
+    assert (code, done) == (78, [])
+    assert "Eager, activations computed twice ran out of the GPU's memory, and so did Eager before" in said
 
 
 def test_a_first_step_that_does_not_fit_begins_anew(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,19 +189,24 @@ def test_the_engine_stands_in_the_status_and_the_next_one_when_it_ran_out_of_mem
     first = EngineInUse(
         kind="Captured", does="Captured", why="a recorded step is the fastest", predicted_bytes=3 * 2**29
     )
-    then = EngineInUse(kind="Eager", does="Eager, activations computed twice", why="Captured ran out of memory")
+    why = "Captured ran out of memory"
+    then = EngineInUse(kind="Eager", does="Eager, activations computed twice", why=why, fell_from="Captured")
     seen = observed(begun(), child=child(), pods=(running(),))
     status: FineTuneJobStatus | None = seen.status
     shown = EngineStatus(
         kind="Captured", does="Captured", why="a recorded step is the fastest", predicted_memory="1.5Gi"
     )
-    leaner = EngineStatus(kind="Eager", does="Eager, activations computed twice", why="Captured ran out of memory")
+    leaner = EngineStatus(kind="Eager", does="Eager, activations computed twice", why=why, fell_from="Captured")
+    told: list[str] = []
     # not chosen yet; chosen; another one; another attempt, which has not chosen
     for engine, expected in ((None, None), (first, shown), (then, leaner), (None, leaner)):
         reading = Reading(said.model_copy(update={"engine": engine}), NOW, stale=False)
-        status = plan(replace(seen, status=status, reading=reading), NOW).status
+        made = plan(replace(seen, status=status, reading=reading), NOW)
+        told += [news.message for news in made.announcements if news.reason == "EngineGivenUp"]
+        status = made.status
         assert status is not None
         assert status.engine == expected
+    assert told == ["Captured ran out of memory; steps are executed by Eager, activations computed twice"]
 
 
 def test_the_kubelets_back_off_does_not_hide_the_error() -> None:

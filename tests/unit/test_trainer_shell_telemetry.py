@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 from finetune_api import Progress, Result
-from finetune_api.progress import Judgement
+from finetune_api.progress import EngineInUse, Judgement
 from finetune_trainer.errors import ConfigurationError, DataError, Interrupted, RunError
 from finetune_trainer.evaluation.meanings import FIGURES
 from finetune_trainer.telemetry.board import Board
@@ -103,9 +103,14 @@ def test_progress_has_the_engine_and_its_prediction() -> None:
     board = Board("run-1", "pod-1")
     assert board.progress().engine is None
     board.planned(EngineReport("Captured", "Captured", "a recorded step is the fastest", 2**31))
-    board.planned(EngineReport("Eager", "Eager", "Captured ran out of memory" + "!" * 600, None))
+    assert board.progress().engine == EngineInUse(
+        kind="Captured", does="Captured", why="a recorded step is the fastest", predicted_bytes=2**31
+    )
+    board.planned(EngineReport("Eager", "Eager", "Captured ran out of memory" + "!" * 600, None, "Captured" * 99))
     engine = board.progress().engine
     assert engine is not None
+    assert engine.fell_from is not None
+    assert (engine.fell_from[:9], len(engine.fell_from)) == ("CapturedC", 256)
     assert (engine.kind, engine.does, len(engine.why), engine.predicted_bytes) == ("Eager", "Eager", 512, None)
 
 

@@ -13,10 +13,12 @@ from finetune_api.resolve import prior_of
 
 from finetune_trainer.background import Background
 from finetune_trainer.checkpoints import Checkpoints
+from finetune_trainer.checkpoints.plan_file import PlanFile
 from finetune_trainer.data.class_images import ensure_class_images
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.device import device_name
-from finetune_trainer.engines.out_of_memory import Fall, OutOfMemory, release_memory
+from finetune_trainer.engines.falling import PlanFailed, begin_again
+from finetune_trainer.engines.planning import Plan
 from finetune_trainer.errors import Interrupted
 from finetune_trainer.evaluation.found import Judgement
 from finetune_trainer.evaluation.judging import Judging, encoder_of
@@ -29,6 +31,7 @@ from finetune_trainer.generation.samples import draw_samples
 from finetune_trainer.group.team import join
 from finetune_trainer.methods import Method
 from finetune_trainer.preparing import prepare
+from finetune_trainer.publish.file_store import FileStore
 from finetune_trainer.publish.journal import Journal
 from finetune_trainer.publish.leftovers import checkpoints_prefix
 from finetune_trainer.publish.on_the_way import Exports
@@ -73,8 +76,8 @@ def make(
     listener: Listener,
     should_stop: Stop,
 ) -> Made:
-    """Prepares, draws, trains, draws again, evaluates, exports. Where a GPU's memory does not suffice, all of it once
-    more with a leaner plan, from the last checkpoint.
+    """Prepares, draws, trains, draws again, evaluates, exports. Where a plan does not do, all of it once more with the
+    next one, from the last checkpoint.
 
     Args:
         digest: SHA-256 of the TrainingRun.
@@ -88,18 +91,16 @@ def make(
     efficiency = Efficiency()
     listener = Listeners([listener, efficiency])
 
-    def once(fall: Fall | None) -> Made:
-        return _made(run, digest, inputs, work, store, settings, journal, listener, efficiency, should_stop, fall)
-
-    try:
-        return once(None)
-    except OutOfMemory as full:
-        if full.fall is None:
-            raise
-        fall = full.fall
-    listener.message(f"{fall.failed.words}: the GPU's memory did not suffice. Once more: {fall.to.words}.")
-    release_memory()
-    return once(fall)
+    plan: Plan | None = None
+    while True:
+        try:
+            return _made(run, digest, inputs, work, store, settings, journal, listener, efficiency, should_stop, plan)
+        except PlanFailed as failed:
+            if failed.to is None:
+                raise
+            plan = failed.to
+        begin_again(plan, _plan_file(run, digest, work, store, settings), settings.seat is not None)
+        listener.message(f"{plan.after[-1].words}. Once more: {plan.words}.")
 
 
 def _made(
@@ -113,9 +114,9 @@ def _made(
     listener: Listener,
     efficiency: Efficiency,
     should_stop: Stop,
-    fall: Fall | None,
+    plan: Plan | None,
 ) -> Made:
-    """As `make`, with a plan that is given or chosen. Raises OutOfMemory too."""
+    """As `make`, with a plan that is given, kept or chosen. Raises PlanFailed too."""
     listener.stage("Preparing")
     prepared = prepare(run, inputs, settings.seat)
     dataset, family, methods, device = prepared.dataset, prepared.family, prepared.methods, prepared.device
@@ -146,7 +147,8 @@ def _made(
             inputs.files,
             [*judging.duties, *exports],
             background,
-            fall,
+            plan,
+            _plan_file(run, digest, work, store, settings),
         )
     if outcome.interrupted:
         raise Interrupted(
@@ -188,13 +190,32 @@ def _made(
 
 
 def help_making(
-    run: TrainingRun, inputs: Inputs, work: Path, settings: Settings, listener: Listener, should_stop: Stop
+    run: TrainingRun,
+    digest: str,
+    inputs: Inputs,
+    work: Path,
+    store: Store,
+    settings: Settings,
+    listener: Listener,
+    should_stop: Stop,
 ) -> None:
-    """Trains with rank 0, and makes nothing of it.
+    """Trains with rank 0, and makes nothing of it. All that it may write to `store` is that a plan was given up.
 
     Raises:
         RunError: with the exit code of how it ended.
     """
+    try:
+        _help(run, inputs, work, settings, listener, should_stop)
+    except PlanFailed as failed:
+        if failed.to is None:
+            raise
+        begin_again(failed.to, _plan_file(run, digest, work, store, settings), in_group=True)
+
+
+def _help(
+    run: TrainingRun, inputs: Inputs, work: Path, settings: Settings, listener: Listener, should_stop: Stop
+) -> None:
+    """As `help_making`. Raises PlanFailed too."""
     prepared = prepare(run, inputs, settings.seat)
     team = join(settings.seat, prepared.device)
     team.meet(should_stop)
@@ -237,10 +258,18 @@ def _class_pictures(
 def _checkpoints(
     run: TrainingRun, digest: str, work: Path, store: Store, settings: Settings, should_stop: Stop
 ) -> Checkpoints:
+    remote, prefix = _remote(run, store, settings), checkpoints_prefix(run.identity.uid)
+    keep, left = run.checkpoints.keep, should_stop.seconds_left
+    return Checkpoints(work / "checkpoints", remote, prefix, digest, settings.attempt, keep, left)
+
+
+def _plan_file(run: TrainingRun, digest: str, work: Path, store: Store, settings: Settings) -> PlanFile:
+    return PlanFile(_remote(run, store, settings) or FileStore(work), checkpoints_prefix(run.identity.uid), digest)
+
+
+def _remote(run: TrainingRun, store: Store, settings: Settings) -> Store | None:
     # a pod's disk ends with it, also where the output is a volume
-    remote = store if settings.in_pod or run.output.uri.startswith("s3://") else None
-    prefix, keep = checkpoints_prefix(run.identity.uid), run.checkpoints.keep
-    return Checkpoints(work / "checkpoints", remote, prefix, digest, settings.attempt, keep, should_stop.seconds_left)
+    return store if settings.in_pod or run.output.uri.startswith("s3://") else None
 
 
 def _source(run: TrainingRun, inputs: Inputs) -> Source:

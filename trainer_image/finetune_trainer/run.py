@@ -92,8 +92,7 @@ def perform(
     Raises:
         RunError: with the exit code of how it ended.
     """
-    credentials = load_credentials(Role.OUTPUT, run.output.secret_ref, settings.credentials_dir)
-    store = open_store(run.output.uri, credentials, run.output.storage)
+    store = _output(run, settings)
     transaction = Transaction(store, run.identity.uid, digest, settings.attempt)
     work = settings.work(run.identity.uid)
     if overwrite:
@@ -158,21 +157,27 @@ def _publish(
     return published
 
 
-def accompany(run: TrainingRun, settings: Settings, listener: Listener, should_stop: Stop) -> NoReturn:
+def accompany(run: TrainingRun, digest: str, settings: Settings, listener: Listener, should_stop: Stop) -> NoReturn:
     """The part of all processes of a group but rank 0: they train, and stay until rank 0 has published. Then their
     supervisor ends them.
 
     Raises:
         RunError: with the exit code of how it ended.
     """
+    store = _output(run, settings)
     inputs = _fetch(run, settings, listener, should_stop)
     with without_collections():
         from finetune_trainer.making import help_making
 
-    help_making(run, inputs, settings.work(run.identity.uid), settings, listener, should_stop)
+    help_making(run, digest, inputs, settings.work(run.identity.uid), store, settings, listener, should_stop)
     while not should_stop():
         time.sleep(SECONDS_BETWEEN_LOOKS)
     raise Interrupted("stopped while rank 0 makes pictures of what was trained; the same run goes on from there")
+
+
+def _output(run: TrainingRun, settings: Settings) -> Store:
+    credentials = load_credentials(Role.OUTPUT, run.output.secret_ref, settings.credentials_dir)
+    return open_store(run.output.uri, credentials, run.output.storage)
 
 
 def _fetch(run: TrainingRun, settings: Settings, listener: Listener, should_stop: Callable[[], bool]) -> Inputs:

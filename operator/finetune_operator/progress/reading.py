@@ -74,7 +74,9 @@ def engine_status(old: EngineStatus | None, said: EngineInUse | None) -> EngineS
     if said is None:
         return old
     predicted = None if said.predicted_bytes is None else f"{said.predicted_bytes / 2**30:.1f}Gi"
-    return EngineStatus(kind=said.kind, does=said.does, why=said.why, predicted_memory=predicted)
+    return EngineStatus(
+        kind=said.kind, does=said.does, why=said.why, fell_from=said.fell_from, predicted_memory=predicted
+    )
 
 
 def percent(step: int, total: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune_api.status import AttemptStatus, Condition, FineTuneJobStatus
+from finetune_api.status import AttemptStatus, Condition, EngineStatus, FineTuneJobStatus
 
 from finetune_operator.policies.attempts import interrupted
 from finetune_operator.policies.queueing import HELD_BACK
@@ -23,6 +23,7 @@ def announcements(seen: Observed, status: FineTuneJobStatus, actions: Sequence[A
         _created(seen, status, actions),
         *deleted_pods(actions),
         *_attempts(seen, status),
+        _given_up(seen.status.engine, status.engine),
         _queued(seen, old.get("PodsReady"), new.get("PodsReady")),
         _blocked(seen, old.get("PodsReady"), new.get("PodsReady")),
         _suspended(old.get("Suspended"), new.get("Suspended")),
@@ -87,6 +88,15 @@ def _attempt_ended(attempt: AttemptStatus) -> Announcement:
     said = f": {attempt.message}" if attempt.message else ""
     message = f"pod {attempt.pod_name} failed ({attempt.reason}{code}){said}"
     return Announcement("Warning", "AttemptFailed", message, attempt.pod_uid)
+
+
+def _given_up(old: EngineStatus | None, new: EngineStatus | None) -> Announcement | None:
+    if new is None or new.fell_from is None:
+        return None
+    if old is not None and (old.fell_from, old.does) == (new.fell_from, new.does):
+        return None
+    message = f"{new.why}; steps are executed by {new.does}"
+    return Announcement("Warning", "EngineGivenUp", message, f"{new.fell_from}, then {new.does}")
 
 
 def _queued(seen: Observed, old: Condition | None, new: Condition | None) -> Announcement | None:

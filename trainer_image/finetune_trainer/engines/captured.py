@@ -20,7 +20,7 @@ from finetune_trainer.data.samples import Batch
 from finetune_trainer.engines.base import EngineState, StepResult
 from finetune_trainer.engines.dropout import drops
 from finetune_trainer.engines.eager import EagerEngine
-from finetune_trainer.engines.recording import Recorder, Work, recorder_for
+from finetune_trainer.engines.recording import Recorder, Work, being_recorded, recorder_for
 from finetune_trainer.engines.static_batches import Signature, place_for, put, signature_of
 from finetune_trainer.errors import ConfigurationError
 from finetune_trainer.methods.base import ParameterGroup
@@ -81,7 +81,8 @@ class CapturedEngine(EagerEngine):
         # all first: a rehearsal between two micro-batches would take part of the step with it
         for batch in batches:
             if signature_of(batch) not in self._recordings:
-                self._record(batch)
+                with being_recorded():
+                    self._record(batch)
         rate = self._set_rates(factor)
         for batch in batches:
             place, work = self._recordings[signature_of(batch)]

@@ -1,12 +1,13 @@
 """Which engine executes a training, and what it does to fit: pure, from what is known before the first step.
 
-Plans stand in a row, the fastest first. The first that is predicted to fit is taken;
-when its memory does not suffice after all, the next one that is predicted to take less follows.
+Plans stand in a row, the fastest first. The first that is predicted to fit is taken; when its memory does not suffice
+after all, the next one that is predicted to take less follows, and when it cannot be recorded, one that need not be. A
+later attempt begins with the plan in force.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -30,6 +31,8 @@ SECONDS_SAVED = 1.4e-6
 step of four samples of 64 × 64 places with 860 million, in the same measurement."""
 WORTHWHILE = 2.0
 """Times the time to compile that must be saved: the figures above are of one machine."""
+RECORDED: tuple[EngineKind, ...] = ("Captured", "Compiled")
+"""Kinds that record a step and repeat it."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,25 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A plan that was tried and given up."""
+
+    does: str
+    """The plan, for people."""
+    how: Literal["Memory", "Recording"]
+    """What did not do: the device's memory, or the recording of a step."""
+    said: str = ""
+    """Why a step could not be recorded: a line."""
+
+    @property
+    def words(self) -> str:
+        """Captured ran out of memory"""
+        if self.how == "Memory":
+            return f"{self.does} ran out of memory"
+        return f"{self.does}: steps could not be recorded ({self.said})"
+
+
+@dataclass(frozen=True)
 class Plan:
     """How a training is executed."""
 
@@ -77,6 +99,8 @@ class Plan:
     why: str
     predicted_bytes: int | None = None
     """At the peak, on one device; None where that is not planned."""
+    after: tuple[Failure, ...] = ()
+    """What was given up for it, this attempt's and earlier ones', the latest last."""
 
     @property
     def kind(self) -> EngineKind:
@@ -106,29 +130,51 @@ PLACES = {"Cpu": "the host", "Nvme": "its disk"}
 
 def choose(facts: Facts) -> Plan:
     """The fastest plan that is predicted to fit; where none is, the leanest."""
+    return _first_that_fits(facts, plans(facts))
+
+
+def resume(facts: Facts, kept: Plan) -> Plan:
+    """The plan of an attempt that follows one with `kept`: the same, so that both end with the same bits. Where that is
+    not available here, or not predicted to fit, another one, which says so; what was given up is not tried again."""
     row = plans(facts)
-    if facts.memory is None:
-        return row[0]
-    if facts.described is None:
-        return replace(row[-1], why="two samples alone, without gradients, did not fit; this is the leanest")
-    room = (facts.memory - RESERVED) / MARGIN
-    for number, plan in enumerate(row):
-        if (plan.predicted_bytes or 0) <= room:
-            return plan if number == 0 else replace(plan, why=f"{plan.why}; {_too_large(row[0], facts.memory)}")
-    leanest = min(row, key=lambda plan: plan.predicted_bytes or 0)
-    return replace(leanest, why=f"nothing is predicted to fit in {gibibytes(facts.memory)}; this is the leanest")
+    place = _place(row, kept)
+    if place is None:
+        anew = choose(facts)
+        return replace(anew, why=f"{anew.why}; {kept.words}, as the attempt before had it, is not available here")
+    same = replace(row[place], why=kept.why, after=kept.after)
+    if facts.memory is None or (facts.described is not None and _size(same) <= _room(facts.memory)):
+        return same
+    anew = _first_that_fits(facts, row[place:] if kept.after else row)
+    if _does_the_same(anew, same):
+        return same
+    why = f"{anew.why}; {kept.words}, as the attempt before had it, does not fit here"
+    return replace(anew, why=why, after=kept.after)
 
 
 def next_leaner(facts: Facts, failed: Plan) -> Plan | None:
-    """What to try when `failed`, one of `choose` or of this function, ran out of memory; None where nothing is
-    leaner."""
-    row = plans(facts)
-    places = [number for number, plan in enumerate(row) if _does_the_same(plan, failed)]
+    """What to try when `failed`, one of these functions' own, ran out of memory; None where nothing is leaner."""
+    failure = Failure(failed.words, "Memory")
     limit = None if failed.predicted_bytes is None else failed.predicted_bytes * LEANER
-    for plan in row[places[0] + 1 :]:
+    for plan in _behind(facts, failed):
         if limit is None or plan.predicted_bytes is None or plan.predicted_bytes <= limit:
-            return replace(plan, why=f"{failed.words} ran out of memory")
+            return replace(plan, why=failure.words, after=(*failed.after, failure))
     return None
+
+
+def next_unrecorded(facts: Facts, failed: Plan, said: str) -> Plan | None:
+    """What to try when no step can be recorded, as `failed` would have it; None where the run names a kind that does.
+
+    Args:
+        said: why it cannot, a line.
+    """
+    failure = Failure(failed.words, "Recording", said)
+    row = [plan for plan in _behind(facts, failed) if plan.kind not in RECORDED]
+    if facts.asked.kind != "Auto" or not row:
+        return None
+    if failed.after and failed.predicted_bytes is not None:
+        # more than this ran out of memory before
+        row = [plan for plan in row if _size(plan) <= _size(failed)] or row[-1:]
+    return replace(_first_that_fits(facts, row), why=failure.words, after=(*failed.after, failure))
 
 
 def plans(facts: Facts) -> list[Plan]:
@@ -174,7 +220,7 @@ def _leaner_ways(facts: Facts, engine: EngineSpec, why: str) -> Iterator[tuple[E
     everything once more: more than computing activations twice."""
     pieces = _divisors(facts.samples)
     yield engine, facts.checkpointing, 1, why
-    recorded = engine.kind in ("Captured", "Compiled")
+    recorded = engine.kind in RECORDED
     if recorded:
         yield from ((engine, facts.checkpointing, cuts, why) for cuts in pieces)
         if not facts.capturable_twice:
@@ -210,9 +256,42 @@ def _of_kind(asked: EngineSpec, kind: EngineKind, **options: object) -> EngineSp
     return asked.model_copy(update={"kind": kind, **options})
 
 
+def _first_that_fits(facts: Facts, row: Sequence[Plan]) -> Plan:
+    """Of `row`, else its leanest."""
+    if facts.memory is None:
+        return row[0]
+    if facts.described is None:
+        return replace(row[-1], why="two samples alone, without gradients, did not fit; this is the leanest")
+    for number, plan in enumerate(row):
+        if _size(plan) <= _room(facts.memory):
+            return plan if number == 0 else replace(plan, why=f"{plan.why}; {_too_large(row[0], facts.memory)}")
+    leanest = min(row, key=_size)
+    return replace(leanest, why=f"nothing is predicted to fit in {gibibytes(facts.memory)}; this is the leanest")
+
+
+def _behind(facts: Facts, plan: Plan) -> list[Plan]:
+    """What stands behind `plan` in the row; nothing where it does not stand there itself."""
+    row = plans(facts)
+    place = _place(row, plan)
+    return [] if place is None else row[place + 1 :]
+
+
+def _place(row: Sequence[Plan], plan: Plan) -> int | None:
+    return next((number for number, other in enumerate(row) if _does_the_same(other, plan)), None)
+
+
+def _size(plan: Plan) -> int:
+    return plan.predicted_bytes or 0
+
+
+def _room(memory: int) -> float:
+    """Bytes that may be predicted where the device has `memory`."""
+    return (memory - RESERVED) / MARGIN
+
+
 def _does_the_same(plan: Plan, other: Plan) -> bool:
     return (plan.engine, plan.checkpointing, plan.cuts) == (other.engine, other.checkpointing, other.cuts)
 
 
 def _too_large(plan: Plan, memory: int) -> str:
-    return f"{plan.words} would take {gibibytes(plan.predicted_bytes or 0)} of {gibibytes(memory)}"
+    return f"{plan.words} would take {gibibytes(_size(plan))} of {gibibytes(memory)}"

@@ -9,7 +9,41 @@ from typing import Protocol
 
 import torch
 
+from finetune_trainer.errors import RunError, first_line
+
 Work = Callable[[], None]
+
+
+class RecordingFailed(Exception):
+    """Work could not be recorded; the message is the reason, in a line. Nothing of the training has changed."""
+
+
+@contextmanager
+def being_recorded() -> Iterator[None]:
+    """Turns whatever a library raises within into a RecordingFailed.
+
+    Raises:
+        RecordingFailed: with a reason.
+        RunError: as it was raised.
+    """
+    try:
+        yield
+    except RunError:
+        raise
+    except Exception as error:
+        raise RecordingFailed(first_line(_reason(error))) from error
+
+
+def _reason(error: Exception) -> BaseException:
+    """The first of the library's errors that led to `error`: of a recording that was broken off, the end says only that
+    it was."""
+    reason: BaseException = error
+    before = error.__cause__ or error.__context__
+    while before is not None:
+        if isinstance(before, RuntimeError):
+            reason = before
+        before = before.__cause__ or before.__context__
+    return reason
 
 
 class Recorder(Protocol):
@@ -51,10 +85,15 @@ class CudaGraphs:
         main.wait_stream(self._stream)
 
     def record(self, work: Work) -> Work:
-        graph = torch.cuda.CUDAGraph()
-        # another thread may be making batches: only what this one does must fit into a graph
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            work()
+        graph, main = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
+        try:
+            # another thread may be making batches: only what this one does must fit into a graph
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                work()
+        except BaseException:
+            # torch's own way back is behind the call that tells of a recording that was broken off
+            torch.cuda.set_stream(main)
+            raise
         return graph.replay
 
 

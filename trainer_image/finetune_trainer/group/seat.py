@@ -17,7 +17,8 @@ class Seat(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rank: Annotated[int, Field(ge=0)]
-    """0 … size - 1, over all pods. Rank 0 leads: it alone talks to the store, reports and publishes."""
+    """0 … size - 1, over all pods. Rank 0 leads: it alone reports, publishes, and talks to the store, but for
+    a plan that another one has to give up."""
     size: Annotated[int, Field(ge=1)]
     """Processes of the group."""
     local_rank: Annotated[int, Field(ge=0)]

@@ -36,7 +36,11 @@ class Board:
 
     def planned(self, report: EngineReport) -> None:
         engine = EngineInUse(
-            kind=report.kind, does=report.does[:256], why=report.why[:512], predicted_bytes=report.predicted_bytes
+            kind=report.kind,
+            does=report.does[:256],
+            why=report.why[:512],
+            predicted_bytes=report.predicted_bytes,
+            fell_from=report.fell_from[:256] if report.fell_from is not None else None,
         )
         with self._lock:
             self._engine = engine

@@ -54,6 +54,8 @@ class EngineReport:
     why: str
     predicted_bytes: int | None
     """Of the device's memory at the peak; None where that is not planned, as on a CPU."""
+    fell_from: str | None = None
+    """What was given up for it, for people; None where nothing was."""
 
     @property
     def told(self) -> str:
@@ -76,7 +78,7 @@ class Listener(Protocol):
         """A new stage begins."""
 
     def planned(self, report: EngineReport) -> None:
-        """An engine was chosen; another one after it ran out of memory."""
+        """An engine was chosen; another one after it did not do."""
 
     def begins(self, total_steps: int, resumed_from: int | None) -> None:
         """The stage Training is next: from the checkpoint of this step, or from the start."""

@@ -13,6 +13,7 @@ from finetune_api import TrainingRun
 
 from finetune_trainer.background import Background
 from finetune_trainer.checkpoints import Checkpoints
+from finetune_trainer.checkpoints.plan_file import PlanFile
 from finetune_trainer.data.ahead import Ahead
 from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.data.encoding import encode_views
@@ -22,9 +23,10 @@ from finetune_trainer.data.samples import Batch, Samples
 from finetune_trainer.digests import sha256_of
 from finetune_trainer.engines import make_engine
 from finetune_trainer.engines.choosing import gather_facts
-from finetune_trainer.engines.out_of_memory import Fall, memory_suffices
-from finetune_trainer.engines.planning import choose
+from finetune_trainer.engines.falling import carrying_out
+from finetune_trainer.engines.planning import Facts, Plan, choose, resume
 from finetune_trainer.engines.precision import precision_of
+from finetune_trainer.errors import ConfigurationError, RunError
 from finetune_trainer.families.base import Family
 from finetune_trainer.group.team import ALONE, Team
 from finetune_trainer.methods import Files, Method, NoFiles, needs_of
@@ -80,7 +82,8 @@ def train(
     files: Files | None = None,
     duties: Sequence[Duty] = (),
     background: Background | None = None,
-    fall: Fall | None = None,
+    plan: Plan | None = None,
+    plan_file: PlanFile | None = None,
 ) -> TrainOutcome:
     """Trains from the newest checkpoint, or from the start, to the last step or until `should_stop`.
 
@@ -98,13 +101,14 @@ def train(
         files: what a technique starts from; None where it needs none.
         duties: what is to be done every so many steps; those of rank 0 count in all processes of a group.
         background: where checkpoints are stored, where duties have work done there too; None for a thread of its own.
-        fall: this is another try, after the engine's plan ran out of memory.
+        plan: how steps are executed, where that was decided; else as the attempt before had it, or chosen now.
+        plan_file: where the plan in force is kept for the next attempt; None: nowhere.
 
     Raises:
         DataError: a picture cannot be used.
         NonFiniteLoss: the training diverged; the message names the step.
         ConfigurationError: the run asks for what this trainer does not carry out, or the store refuses.
-        OutOfMemory: the GPU's memory does not suffice. `family` is of no use any more.
+        PlanFailed: the GPU's memory does not suffice, or no step can be recorded. `family` is of no use any more.
         PeerLost: another process of the group is gone.
     """
     spec = run.training
@@ -123,8 +127,9 @@ def train(
     facts = gather_facts(
         run.engine, module, family.parts.values(), groups, spec, example, total, shapes, family.device, team.size
     )
-    plan = team.share(choose(facts) if fall is None else fall.to)
-    listener.planned(EngineReport(plan.kind, plan.words, plan.why, plan.predicted_bytes))
+    plan = team.share(plan or _plan(facts, plan_file, team))
+    fell_from = plan.after[-1].does if plan.after else None
+    listener.planned(EngineReport(plan.kind, plan.words, plan.why, plan.predicted_bytes, fell_from))
     if plan.checkpointing:
         for part in module.parts.values():
             compute_twice(part)
@@ -136,7 +141,7 @@ def train(
     ideal = ideal_seconds(module, trained, example, precision_of(spec, family.device), family.device)
     history = History(listener, skips, total, samples.pictures_per_step, lateness(family.device), ideal)
     with ExitStack() as stack:
-        stack.enter_context(memory_suffices(facts, plan, fall))
+        stack.enter_context(carrying_out(facts, plan))
         engine.prepare(module, groups, plan.applied_to(spec), example)
         course = Course(
             engine,
@@ -152,6 +157,7 @@ def train(
             stack.enter_context(Background()) if background is None else background,
         )
         resumed_from = course.resume()
+        _keep(plan, plan_file, team, listener)
         listener.begins(total, resumed_from)
         listener.stage("Training")
         course.attend()
@@ -184,6 +190,24 @@ def train(
         skips.count,
         samples.report,
     )
+
+
+def _plan(facts: Facts, plan_file: PlanFile | None, team: Team) -> Plan:
+    """Rank 0's counts."""
+    kept = plan_file.read() if plan_file is not None and team.leads else None
+    return choose(facts) if kept is None else resume(facts, kept)
+
+
+def _keep(plan: Plan, plan_file: PlanFile | None, team: Team, listener: Listener) -> None:
+    if plan_file is None or not team.leads:
+        return
+    try:
+        plan_file.write(plan)
+    except ConfigurationError:
+        raise
+    except RunError as error:
+        # as with a checkpoint, a store that fails for a moment must not end the training
+        listener.message(f"The plan was not stored, and another attempt makes its own: {error}")
 
 
 def _ready_for(device: torch.device, samples: Samples) -> Callable[[int], list[Batch]]:
