@@ -93,6 +93,15 @@ def test_no_training_fails_for_what_cannot_be_counted(monkeypatch: pytest.Monkey
     assert ideal_seconds(Deciding(), [], [batch], "fp32", torch.device("cuda")) is None
 
 
+def test_no_training_fails_for_want_of_memory_to_measure_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("finetune_trainer.training.arithmetic.forward_flops", lambda *arguments: 1)
+    monkeypatch.setattr("finetune_trainer.training.arithmetic.matmul_peak", full)
+    assert ideal_seconds(nn.Linear(1, 1), [], [], "bf16", torch.device("cuda")) is None
+
+
 @pytest.mark.parametrize(
     ("trained", "held", "expected"),
     [(0, 100, 200), (1, 100, 200), (50, 100, 200), (51, 100, 300), (100, 100, 300)],

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from finetune_api.methods import LoraSpec
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
@@ -63,6 +64,8 @@ class Lora:
             self._modules[name] = ends
             part.add_adapter(self._config(ends))
             part.train(part.training)  # new layers are born in training mode, and would drop while others draw
+            if not self._spec.use_dora:
+                _take_inputs_as_they_are(part)
             parameters = {
                 f"{name}.{key}": parameter for key, parameter in sorted(part.named_parameters()) if "lora_" in key
             }
@@ -178,3 +181,11 @@ class Lora:
         state: dict[str, Tensor] = get_peft_model_state_dict(part)
         for key, tensor in state.items():
             yield key, tensor.detach()
+
+
+def _take_inputs_as_they_are(part: nn.Module) -> None:
+    """PEFT makes a layer's input float32 for its matrices, which autocast rounds to what it was: two passes over every
+    activation for nothing. Magnitudes (DoRA) are computed in the input's type, and keep theirs."""
+    for layer in part.modules():
+        if isinstance(layer, LoraLayer):
+            layer.cast_input_dtype_enabled = False

@@ -37,11 +37,12 @@ def ideal_seconds(
         return None
     try:
         forward = forward_flops(module, batches, device)
+        peak = matmul_peak(device, HALVES.get(precision, torch.float32))
     except RuntimeError as error:
+        # too little memory for the matrices is one too
         log.info("the model FLOPs utilisation is not measured: %s", str(error).partition("\n")[0])
         return None
-    flops = step_flops(forward, _numbers(trained), _numbers(module.parameters()))
-    return flops / matmul_peak(device, HALVES.get(precision, torch.float32))
+    return step_flops(forward, _numbers(trained), _numbers(module.parameters())) / peak
 
 
 def forward_flops(module: nn.Module, batches: Iterable[Batch], device: torch.device) -> int:
