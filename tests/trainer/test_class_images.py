@@ -1,6 +1,7 @@
 """Class pictures: picture i depends on the key and on i alone, and nothing is drawn twice."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,21 @@ def test_a_stopped_generation_goes_on(family: Family, tmp_path: Path) -> None:
     assert all((folder / name).stat().st_mtime_ns == kept[name] for name in untouched)
     assert listener.done == [(3, 5), (5, 5)]
     assert not list(folder.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda data: data[:-20], lambda data: b"", lambda data: data[:60] + b"?" + data[61:]]
+)
+def test_a_damaged_one_is_drawn_again_and_no_other(
+    spoil: Callable[[bytes], bytes], family: Family, tmp_path: Path
+) -> None:
+    paths = make(family, prior(count=3, batchSize=1), tmp_path)
+    before = [path.read_bytes() for path in paths]
+    kept = [path.stat().st_mtime_ns for path in paths]
+    paths[1].write_bytes(spoil(before[1]))
+    again = make(family, prior(count=3, batchSize=1), tmp_path)
+    assert [path.read_bytes() for path in again] == before
+    assert [again[index].stat().st_mtime_ns for index in (0, 2)] == [kept[0], kept[2]]
 
 
 def test_what_is_part_of_the_key(family: Family, tmp_path: Path) -> None:

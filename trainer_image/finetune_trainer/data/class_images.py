@@ -80,7 +80,7 @@ def ensure_class_images(
     write_whole(folder / "key.json", lambda file: file.write_text(key))
     cache.touch(name)
     paths = [folder / f"{index:05d}.png" for index in range(spec.count)]
-    missing = [index for index, path in enumerate(paths) if not path.is_file()]
+    missing = [index for index, path in enumerate(paths) if not _is_whole(path)]
     side = resolution // family.pixels_per_latent
     shape = (1, family.latent_channels, side, side)
     # packing a picture takes about as long as a step of drawing it; a GPU need not wait for that
@@ -106,6 +106,17 @@ def ensure_class_images(
     cache.sweep()
     listener.work(spec.count, spec.count, WHAT)
     return paths
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the picture is there, and as it was written: PNG has a checksum for each of its parts. One that a disk
+    has spoilt is drawn again; who trains has no way to repair it."""
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            picture.verify()
+    except Exception:  # Pillow raises what it likes about a damaged file
+        return False
+    return True
 
 
 def _store(path: Path, picture: Image.Image) -> None:
