@@ -64,6 +64,7 @@ def test_a_checkpoint_has_what_is_on_its_way_and_nothing_that_comes_later() -> N
     assert len(past.losses) == len(past.learning_rates) == 5
     assert past.learning_rates == tuple(step / 16 for step in range(1, 6))
     assert (past.skipped, past.skipped_in_a_row) == (3, 2)
+    assert [report.step for report in listener.steps if report.skipped] == [2]
     assert (history.past.skipped, history.past.skipped_in_a_row) == (1, 0), "that much is known to the loop"
 
 

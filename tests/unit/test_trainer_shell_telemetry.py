@@ -127,7 +127,7 @@ def test_metrics_are_served_under_their_names_and_labels() -> None:
         listener = Listeners([board, metrics])
         listener.stage("Training")
         listener.step(report(1, loss=0.7))
-        listener.step(report(2, loss=0.5))
+        listener.step(replace(report(2, loss=0.5), skipped=True))
         listener.spent("checkpoint", 0.25)
         listener.checkpoint(2, 1.5)
         listener.judged(judged(1, 1, fidelity=0.5, leak=0.25))
@@ -156,6 +156,7 @@ def test_metrics_are_served_under_their_names_and_labels() -> None:
         ("finetune_training_step_seconds_sum",): 0.5,
         ("finetune_training_step_seconds_bucket", "0.25"): 2,
         ("finetune_training_images_total",): 8,
+        ("finetune_training_skipped_steps_total",): 1,
         ("finetune_checkpoints_total",): 1,
         ("finetune_checkpoint_seconds",): 1.5,
         ("finetune_judgement", "fidelity"): 0.25,

@@ -29,6 +29,8 @@ class StepReport:
     """Of these, waiting for the samples."""
     ideal_seconds: float | None = None
     """What the arithmetic of the step would take at the device's measured peak; None where that is not measured."""
+    skipped: bool = False
+    """It was not finite, and changed nothing."""
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,14 @@ class Metrics:
         self._pace, self._efficiency = Pace(), Efficiency()
         self._step = self._gauge("finetune_training_step", "Optimizer steps done")
         self._steps = self._gauge("finetune_training_steps", "Optimizer steps in all")
-        self._loss = self._gauge("finetune_training_loss", "Loss of the last step")
-        self._speed = self._gauge("finetune_training_images_per_second", "Training pictures a second")
+        self._loss = self._gauge("finetune_training_loss", "Mean loss of the last 20 steps")
+        self._speed = self._gauge(
+            "finetune_training_images_per_second", "Training pictures a second of the last 20 steps"
+        )
         self._rate = self._gauge("finetune_training_learning_rate", "Learning rate of the last step")
-        self._norm = self._gauge("finetune_training_gradient_norm", "Length of the gradient before clipping")
+        self._norm = self._gauge(
+            "finetune_training_gradient_norm", "Length of the last step's gradient, before clipping"
+        )
         self._seconds = Histogram(
             "finetune_training_step_seconds",
             "Wall time of an optimizer step",
@@ -36,8 +40,13 @@ class Metrics:
             buckets=STEP_BUCKETS,
         ).labels(*self._labels)
         self._images = self._counter("finetune_training_images", "Training pictures seen")
+        self._skipped = self._counter(
+            "finetune_training_skipped_steps", "Steps that changed nothing: their loss or gradient was not finite"
+        )
         self._checkpoints = self._counter("finetune_checkpoints", "Complete checkpoints")
-        self._checkpoint_seconds = self._gauge("finetune_checkpoint_seconds", "Time the last checkpoint took")
+        self._checkpoint_seconds = self._gauge(
+            "finetune_checkpoint_seconds", "Time until the last checkpoint was stored, in the background"
+        )
         self._judgement = Gauge(
             "finetune_judgement", "Figures of the last judgement", (*LABELS, "figure"), registry=self.registry
         )
@@ -77,6 +86,7 @@ class Metrics:
         self._norm.set(report.grad_norm)
         self._seconds.observe(report.seconds)
         self._images.inc(report.images)
+        self._skipped.inc(report.skipped)
 
     def checkpoint(self, step: int, seconds: float) -> None:
         self._efficiency.checkpoint(step, seconds)

@@ -22,7 +22,8 @@ class Use(Collector):
 
     def collect(self) -> Iterator[Metric]:
         performance = self._efficiency.performance()
-        memory = GaugeMetricFamily("finetune_memory_bytes", "Memory in use", labels=(*LABELS, "kind"))
+        text = "Memory of the process (resident), and what torch holds on its GPU: now (device), at most (devicePeak)"
+        memory = GaugeMetricFamily("finetune_memory_bytes", text, labels=(*LABELS, "kind"))
         for kind, held in performance.memory_bytes.items():
             memory.add_metric((*self._labels, kind), held)
         yield memory
@@ -35,7 +36,9 @@ class Use(Collector):
         yield quantiles
 
         mfu = GaugeMetricFamily(
-            "finetune_training_mfu", "Arithmetic of the model over the device's measured peak", labels=LABELS
+            "finetune_training_mfu",
+            "Model FLOPs utilisation, 0 to 1: its arithmetic over the device's measured peak",
+            labels=LABELS,
         )
         if performance.mfu is not None:
             mfu.add_metric(self._labels, performance.mfu)

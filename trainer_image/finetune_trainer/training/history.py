@@ -127,5 +127,6 @@ class History:
                 seconds=figures.seconds,
                 data_seconds=figures.data_seconds,
                 ideal_seconds=self._ideal,
+                skipped=figures.skipped,
             )
         )
