@@ -125,7 +125,7 @@ def _carry_out(run: TrainingRun, digest: str, file: Path, board: Board, overwrit
             )
         )
         if follows:
-            accompany(run, settings, listener, stop)
+            accompany(run, digest, settings, listener, stop)
         finished = perform(run, digest, settings, listener, stop, overwrite)
     leave(settings.termination_file, finished.result)
     if settings.log_format == "json":
