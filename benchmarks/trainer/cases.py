@@ -8,10 +8,16 @@ from typing import Literal
 Side = Literal["script", "tuned", "ours"]
 Technique = Literal["lora", "dreamBooth", "textualInversion"]
 Device = Literal["cpu", "cuda"]
+Figure = Literal["step", "first", "job", "mfu", "stall"]
 
 WARM_UP = 10
 """Steps that do not count: they compile, capture, and fill caches."""
 STEPS = 60
+CHECKPOINT_EVERY = 20
+ALLOCATOR_CAP = int(7.25 * 2**30)
+"""Bytes that torch may hold on the GPU in a small case."""
+DEVICE_CAP = 8 * 2**30
+"""Bytes by which the use of the GPU may rise then, all that is not torch's included."""
 SCRIPTS: tuple[Side, ...] = ("script", "tuned")
 
 
@@ -32,6 +38,13 @@ class Case:
     """spec.engine.kind; the scripts have none."""
     warm: bool = False
     """With the caches of a training before it, which is not measured."""
+    small: bool = False
+    """As on a GPU of 8 GiB: activations computed twice, and the script under DeepSpeed ZeRO-2 with the optimizer on the
+    CPU, ours with weights in bf16 and moments of a byte each."""
+    text_encoder: bool = False
+    """DreamBooth trains it too."""
+    checkpoint_every: int = 0
+    """Steps; 0: as either side has it by default. Otherwise each step is waited for, to see what a checkpoint costs."""
 
     @property
     def key(self) -> str:
@@ -39,6 +52,9 @@ class Case:
         parts = [self.device, self.technique, f"b{self.batch}", f"{self.steps}-steps", self.side]
         parts += [f"{self.class_images}-class-images"] if self.class_images > 4 else []
         parts += [self.engine.lower()] if self.engine != "Auto" else []
+        parts += ["text-encoder"] if self.text_encoder else []
+        parts += ["8-gib"] if self.small else []
+        parts += [f"checkpoint-every-{self.checkpoint_every}"] if self.checkpoint_every else []
         return "/".join([*parts, *(["warm"] if self.warm else [])])
 
     def by(self, side: Side, engine: str = "Auto") -> Case:
@@ -52,9 +68,9 @@ class Row:
 
     title: str
     ours: Case
-    figure: Literal["step", "first", "job", "mfu"]
+    figure: Figure
     """step: seconds a step; first: seconds from the process's start to the end of the first step; job: to the weights
-    on the disk; mfu: of the step."""
+    on the disk; mfu: of the step; stall: seconds that a checkpoint costs the training."""
     must: str
     aim: str = "–"
 
@@ -82,6 +98,18 @@ def _steps(device: Device, technique: Technique, batch: int, must: str, aim: str
     return Row(f"{title}{how}: steps/s", Case(device, technique, batch, "ours", engine=engine), "step", must, aim)
 
 
+def _stall(device: Device, technique: Technique, must: str) -> Row:
+    """One case for each technique: what a checkpoint holds differs."""
+    title = f"{TITLES[technique]}: a checkpoint's stall"
+    return Row(title, Case(device, technique, 1, "ours", checkpoint_every=CHECKPOINT_EVERY), "stall", must)
+
+
+def _in_8_gib(text_encoder: bool) -> Row:
+    what = "UNet and text encoder" if text_encoder else "UNet"
+    case = Case("cuda", "dreamBooth", 1, "ours", small=True, text_encoder=text_encoder)
+    return Row(f"DreamBooth with prior in 8 GiB, {what}, batch 1+1: steps/s", case, "step", "2×", "5×")
+
+
 CPU_ROWS: tuple[Row, ...] = (
     *(_steps("cpu", technique, 1, "1.2×", "–") for technique in TITLES),
     *(_steps("cpu", technique, 4, "1.0×", "–") for technique in TITLES),
@@ -96,6 +124,8 @@ CPU_ROWS: tuple[Row, ...] = (
         "job",
         "–",
     ),
+    _stall("cpu", "lora", "1 s at most"),
+    _stall("cpu", "dreamBooth", "–"),
 )
 
 GPU_LORA_JOB = Case("cuda", "lora", 1, "ours", steps=800)
@@ -111,6 +141,10 @@ GPU_ROWS: tuple[Row, ...] = (
     Row("… warm caches", replace(GPU_LORA_JOB, warm=True), "job", "–"),
     Row("DreamBooth, 200 class images + 800 steps: whole job, cold caches", GPU_DREAMBOOTH_JOB, "job", "3×", "5×"),
     Row("… warm caches", replace(GPU_DREAMBOOTH_JOB, warm=True), "job", "–"),
+    _in_8_gib(text_encoder=False),
+    _in_8_gib(text_encoder=True),
+    _stall("cuda", "lora", "1 s at most"),
+    _stall("cuda", "dreamBooth", "–"),
 )
 ROWS = (*CPU_ROWS, *GPU_ROWS)
 

@@ -1,12 +1,14 @@
-"""One training as `finetune run` does it, in this process: `python -m benchmarks.trainer.ours RUN.json RESULT.json`.
+"""One training as `finetune run` does it, in this process: `python -m benchmarks.trainer.ours GIVEN.json RESULT.json`.
 
-RUN is a FineTuneJob. Everything that `finetune run` does is done: fetching, pictures before and after, report, weights
-and manifest. The engine's steps are counted at the place where the scripts' are."""
+GIVEN holds the fields of `Given`. Everything that `finetune run` does is done: fetching, pictures before and after,
+report, weights and manifest. The engine's steps are counted at the place where the scripts' are."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,22 @@ from finetune_trainer.telemetry.listener import Listeners
 from finetune_trainer.telemetry.logs import LogListener
 
 from benchmarks.trainer.cases import WARM_UP
+from benchmarks.trainer.device import held, hold_at_most
 from benchmarks.trainer.watch import Watch, leave
+
+
+@dataclass(frozen=True)
+class Given:
+    """What to do, in JSON."""
+
+    job: dict[str, Any]
+    """A FineTuneJob."""
+    steps: int
+    """Of it."""
+    wait_for_each: bool = False
+    """To see what a checkpoint costs."""
+    hold_at_most: int = 0
+    """Bytes on the GPU; 0 for no limit."""
 
 
 class Counted:
@@ -29,57 +46,70 @@ class Counted:
 
     def __init__(self, engine: Any, watch: Watch) -> None:  # noqa: ANN401 - any Engine, and what it has beside
         self._engine, self._watch = engine, watch
+        self._skipped: Any = 0
 
     def step(self, *arguments: Any) -> Any:  # noqa: ANN401 - passed on
+        counts = self._watch.is_warm
         result = self._engine.step(*arguments)
+        if counts:
+            # stays on the device: asking it would make the host wait
+            self._skipped = self._skipped + result.skipped.float()
         self._watch.step()
         return result
+
+    def skipped(self) -> int:
+        """Steps after the warm-up that changed nothing."""
+        return int(self._skipped)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - passed on
         return getattr(self._engine, name)
 
 
-class UntilTrained(Efficiency):
-    """Stops the watch as soon as the training is over."""
+class Heard(Efficiency):
+    """Tells the watch of checkpoints."""
 
-    def __init__(self, watch: list[Watch]) -> None:
+    def __init__(self, watches: list[Watch]) -> None:
         super().__init__()
-        self._watches = watch
+        self._watches = watches
 
-    def stage(self, name: Any) -> None:  # noqa: ANN401 - a Stage
-        super().stage(name)
-        if name == "DrawingAfter":
+    def spent(self, activity: Any, seconds: float) -> None:  # noqa: ANN401 - an Activity
+        super().spent(activity, seconds)
+        if activity == "checkpoint":
             for watch in self._watches:
-                watch.trained()
+                watch.checkpoint()
 
 
-def main(run_file: Path, result_file: Path) -> None:
+def main(given_file: Path, result_file: Path) -> None:
     configure_logging("text")
+    given = Given(**json.loads(given_file.read_text()))
+    job = given_file.with_name("job.json")
+    job.write_text(json.dumps(given.job))
     watches: list[Watch] = []
-    listener = UntilTrained(watches)
-    run = load_run(run_file)
+    engines: list[Counted] = []
+    listener = Heard(watches)
+    run = load_run(job)
     with without_collections():  # as `perform` imports it
-        count_steps(watches)
+        count_steps(given, watches, engines)
+    if given.hold_at_most:
+        hold_at_most(given.hold_at_most)
     digest = hashlib.sha256(run.to_json().encode()).hexdigest()
     perform(run, digest, Settings(), Listeners([listener, LogListener()]), Stop(), overwrite=True)
-    import torch
-
-    device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    (watch,) = watches
-    leave(watch.done(device, listener.mfu), result_file)
+    # after memory ran out, everything was made once more, and the last try is the one that counts
+    leave(watches[-1].done(held(), listener.mfu, engines[-1].skipped()), result_file)
 
 
-def count_steps(watches: list[Watch]) -> None:
-    """From now on an engine is made with a watch beside it, which is put into `watches`."""
+def count_steps(given: Given, watches: list[Watch], engines: list[Counted]) -> None:
+    """From now on an engine is made with a watch beside it, and both are put into the lists."""
     import torch
     from finetune_trainer.training import loop
 
     make_engine = loop.make_engine
 
     def make(*arguments: Any, **named: Any) -> Counted:  # noqa: ANN401 - passed on
-        cuda = torch.cuda.is_available()
-        watches.append(Watch(WARM_UP, torch.cuda.synchronize if cuda else lambda: None))
-        return Counted(make_engine(*arguments, **named), watches[-1])
+        synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+        watches.append(Watch(WARM_UP, given.steps, synchronize, given.wait_for_each))
+        engines.append(Counted(make_engine(*arguments, **named), watches[-1]))
+        return engines[-1]
 
     loop.make_engine = make
 

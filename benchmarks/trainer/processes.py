@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+import time
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import psutil
 from finetune_trainer.sources.builtin import open_builtin
 
 from benchmarks.trainer.baseline.options import CLASS_PROMPT, INITIALIZER, PLACEHOLDER, PROMPT, Options
-from benchmarks.trainer.cases import Case
+from benchmarks.trainer.cases import ALLOCATOR_CAP, DEVICE_CAP, Case
+from benchmarks.trainer.device import DeviceUse
+from benchmarks.trainer.ours import Given
 from benchmarks.trainer.sd15 import make_model
 from benchmarks.trainer.watch import Measured, found
 
@@ -25,30 +31,54 @@ RANK = 4
 
 
 class Failed(Exception):
-    """A process that ended with an error; its message is the end of what it said."""
+    """A process that ended with an error, or did what it may not; the message is the end of what it said."""
 
 
-def measure(case: Case, folder: Path) -> Measured:
-    """Runs `case` once, in an empty folder in `folder`; models that were made stay there.
+class OutOfTime(Exception):
+    """It was ended before it was done, with less than LIMIT_SECONDS to do it in."""
+
+
+def measure(case: Case, folder: Path, seconds: float = LIMIT_SECONDS) -> Measured:
+    """Runs `case` once within `seconds`, in an empty folder in `folder`; models that were made stay there.
 
     Raises:
         Failed: the process did.
+        OutOfTime: it might not have with more.
     """
+    until = time.monotonic() + min(seconds, LIMIT_SECONDS)
     model = model_of(case, folder)
     work = folder / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     if case.side == "ours":
-        given, module = job_of(case, model, work), "benchmarks.trainer.ours"
+        given, command = given_ours(case, model, work), [sys.executable, "-m", "benchmarks.trainer.ours"]
     else:
         options = options_of(case, model, work)
         fill_class_folder(case, options)
         given = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
-        module = "benchmarks.trainer.baseline"
-    if case.warm:
-        _process(module, given, work, LIMIT_SECONDS / 2)
-        return _process(module, given, work, LIMIT_SECONDS / 2)
-    return _process(module, given, work, LIMIT_SECONDS)
+        command = [sys.executable, *launcher(case), "-m", "benchmarks.trainer.baseline"]
+    try:
+        if case.warm:
+            _process(command, given, work, until)
+        if not case.small or case.device == "cpu":
+            return _process(command, given, work, until)
+        with DeviceUse() as use:
+            measured = _process(command, given, work, until)
+    except TimeoutError as error:
+        if seconds < LIMIT_SECONDS:
+            raise OutOfTime from error
+        raise Failed(f"it took more than {LIMIT_SECONDS:g} s") from error
+    if use.rise > DEVICE_CAP:
+        raise Failed(f"it took {use.rise / 2**30:.2f} GiB of the GPU, not 8")
+    return replace(measured, used=use.rise)
+
+
+def launcher(case: Case) -> list[str]:
+    """What starts a script in a way of its own: `accelerate launch` with a file, where DeepSpeed is to be used."""
+    if not case.small:
+        return []
+    file = Path(__file__).parent / "baseline" / ("zero2_tuned.yaml" if case.side == "tuned" else "zero2.yaml")
+    return ["-m", "accelerate.commands.launch", "--config_file", str(file)]
 
 
 def model_of(case: Case, folder: Path) -> Path:
@@ -77,6 +107,10 @@ def options_of(case: Case, model: Path, work: Path) -> Options:
         precision="bf16" if case.device == "cuda" else "no",
         tuned=case.side == "tuned",
         rank=RANK,
+        checkpoint_every=case.checkpoint_every,
+        small=case.small,
+        text_encoder=case.text_encoder,
+        hold_at_most=ALLOCATOR_CAP if case.small and case.device == "cuda" else 0,
     )
 
 
@@ -87,18 +121,28 @@ def job_of(case: Case, model: Path, work: Path) -> dict[str, object]:
     prior = {"classPrompt": CLASS_PROMPT, "classImages": images}
     methods: dict[str, dict[str, object]] = {
         "lora": {"prompt": PROMPT, "rank": RANK},
-        "dreamBooth": {"prompt": PROMPT, "priorPreservation": prior},
+        "dreamBooth": {"prompt": PROMPT, "priorPreservation": prior, "trainTextEncoder": case.text_encoder},
         "textualInversion": {"tokens": [{"placeholder": PLACEHOLDER, "initializer": INITIALIZER}]},
     }
     builtin = case.device == "cpu"
+    training = {"steps": case.steps, "batchSize": case.batch, "precision": "fp32" if builtin else "bf16"}
+    if case.small:
+        training |= {
+            "precision": "bf16",
+            "weightsDtype": "bf16",
+            "optimizer": {"name": "AdamW8bit"},
+            "gradientCheckpointing": True,
+        }
     spec: dict[str, object] = {
         "baseModel": {"uri": "builtin://tiny-shapes" if builtin else f"file://{model}"},
         "method": {case.technique: methods[case.technique]},
         "dataset": {"uri": f"file://{PICTURES}"},
-        "training": {"steps": case.steps, "batchSize": case.batch, "precision": "fp32" if builtin else "bf16"},
+        "training": training,
         "validation": {"prompts": [CLASS_PROMPT], "imagesPerPrompt": 1, "inferenceSteps": 1, "guidanceScale": 1},
         "output": {"uri": f"file://{work / 'output'}"},
     }
+    if case.checkpoint_every:
+        spec["checkpoints"] = {"everySteps": case.checkpoint_every}
     if case.engine != "Auto":
         spec["engine"] = {"kind": case.engine}
     kind = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob"}
@@ -115,25 +159,48 @@ def fill_class_folder(case: Case, options: Options) -> None:
         shutil.copy(pictures[index % len(pictures)], options.classes / f"{index}.png")
 
 
-def _process(module: str, given: dict[str, object], work: Path, seconds: float) -> Measured:
+def given_ours(case: Case, model: Path, work: Path) -> dict[str, object]:
+    """As options_of, for our side."""
+    cap = ALLOCATOR_CAP if case.small and case.device == "cuda" else 0
+    return asdict(Given(job_of(case, model, work), case.steps, case.checkpoint_every > 0, cap))
+
+
+def _process(command: list[str], given: dict[str, object], work: Path, until: float) -> Measured:
+    """Raises Failed; TimeoutError where it was not done by `until`, in time.monotonic's seconds."""
     given_file, result = work / "given.json", work / "result.json"
     given_file.write_text(json.dumps(given))
     environment = {**os.environ, "FINETUNE_WORK_DIR": str(work / "ours"), "FINETUNE_CACHE_DIR": str(work / "cache")}
-    command = [sys.executable, "-m", module, str(given_file), str(result)]
-    try:
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=environment,
-            check=False,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=seconds,
+    with (work / "log").open("w+", errors="replace") as log:
+        process = subprocess.Popen(
+            [*command, str(given_file), str(result)], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
         )
-    except subprocess.TimeoutExpired as error:
-        raise Failed(f"it took more than {seconds:g} s") from error
-    if done.returncode != 0:
-        raise Failed(f"exit code {done.returncode}: {' '.join(done.stdout.split())[-400:]}")
+        try:
+            code = process.wait(until - time.monotonic())
+        except subprocess.TimeoutExpired as error:
+            raise TimeoutError from error
+        finally:
+            _end(process)
+        log.seek(0)
+        if code != 0:
+            raise Failed(f"exit code {code}: {_last_words(log.read())}")
     return found(result)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """With the processes that it started, which would hold the GPU's memory and the cores of the next case."""
+    try:
+        family = [*psutil.Process(process.pid).children(recursive=True), process]
+    except psutil.NoSuchProcess:
+        family = [process]
+    for one in family:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.wait()
+
+
+def _last_words(said: str) -> str:
+    """Of what a process said, the error that it ended with: launchers write a page of their own behind it."""
+    lines = said.splitlines()
+    errors = [line for line in lines if re.match(r"(\[rank\d+\]: ?)?[\w.]*(Error|Exit|Exception|Interrupt): ", line)]
+    own = [line for line in errors if "ChildFailedError" not in line and "CalledProcessError" not in line]
+    return own[-1][:400] if own else " ".join(said.split())[-400:]

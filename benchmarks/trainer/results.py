@@ -7,16 +7,17 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.trainer.cases import Case
 from benchmarks.trainer.watch import Measured
 
-LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft")
+LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "deepspeed")
 
 
 @dataclass(frozen=True)
@@ -83,5 +84,13 @@ def circumstances(device: str) -> dict[str, Any]:
         "cores": f"{os.cpu_count()} × {processor.partition(': ')[2] or platform.machine()}",
         "threads": os.environ.get("OMP_NUM_THREADS", "as many as cores"),
         "load": round(os.getloadavg()[0], 1),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "versions": {"python": platform.python_version(), **_versions()},
     }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -37,8 +37,15 @@ def in_words(row: Row, case: Case, results: Sequence[Result]) -> str:
         return outcome(case, results)
     time = statistics.median(times)
     spread = f" ({_time(min(times))} to {_time(max(times))})" if len(times) > 1 else ""
-    device = max(found.device for found in measured(case, results))
-    return _time(time) + spread + (f", {device / 2**30:.1f} GiB" if device else "")
+    return _time(time) + spread + memory(measured(case, results))
+
+
+def memory(found: Sequence[Measured]) -> str:
+    """Of a GPU, at most."""
+    held, used = max(one.device for one in found), max(one.used or 0 for one in found)
+    if not held:
+        return ""
+    return f", {held / 2**30:.1f} GiB" + (f" ({used / 2**30:.2f} of the GPU)" if used else "")
 
 
 def ratio(row: Row, other: Case, results: Sequence[Result]) -> str:
@@ -48,7 +55,7 @@ def ratio(row: Row, other: Case, results: Sequence[Result]) -> str:
     if not both:
         return NOT_MEASURED
     found = statistics.median(figure(row, theirs[number]) / figure(row, mine[number]) for number in both)
-    if row.ours.device != "cpu" or row.figure == "job":
+    if row.ours.device != "cpu" or row.figure not in ("step", "first"):
         return f"{found:.2f}×"
     work = statistics.median(processor(row, theirs[number]) / processor(row, mine[number]) for number in both)
     return f"{found:.2f}× (processor time {work:.2f}×)"
@@ -56,7 +63,9 @@ def ratio(row: Row, other: Case, results: Sequence[Result]) -> str:
 
 def figure(row: Row, found: Measured) -> float:
     """Seconds of what the row compares."""
-    return {"step": found.step, "first": found.first, "job": found.job}[row.figure]
+    # what a checkpoint costs can be lost in what the machine does beside it
+    stall = max(found.stall or 0.0, 0.0001)
+    return {"step": found.step, "first": found.first, "job": found.job, "stall": stall}[row.figure]
 
 
 def processor(row: Row, found: Measured) -> float:
@@ -77,7 +86,8 @@ def measured(case: Case, results: Sequence[Result]) -> list[Measured]:
 def outcome(case: Case, results: Sequence[Result]) -> str:
     """Of a case without figures."""
     failures = [result.failure for result in results if result.case == case.key and result.measured is None]
-    return f"failed: {failures[-1][:80]}" if failures else NOT_MEASURED
+    # a bar would begin the next cell
+    return f"failed: {failures[-1][:120]}".replace("|", "/") if failures else NOT_MEASURED
 
 
 def _time(seconds: float) -> str:

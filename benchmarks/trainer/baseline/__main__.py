@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.trainer.baseline.options import Options
 from benchmarks.trainer.cases import WARM_UP
+from benchmarks.trainer.device import held, hold_at_most
 from benchmarks.trainer.watch import Watch, leave
 
 MODULES = {"lora": "lora", "dreamBooth": "dreambooth", "textualInversion": "textual_inversion"}
@@ -23,10 +24,12 @@ def main(options_file: Path, result_file: Path) -> None:
     script = importlib.import_module(f"benchmarks.trainer.baseline.{MODULES[options.technique]}")
     import torch
 
-    cuda = torch.cuda.is_available()
-    watch = Watch(WARM_UP, torch.cuda.synchronize if cuda else lambda: None)
-    script.train(options, watch)
-    leave(watch.done(torch.cuda.max_memory_allocated() if cuda else 0), result_file)
+    if options.hold_at_most:
+        hold_at_most(options.hold_at_most)
+    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    watch = Watch(WARM_UP, options.steps, synchronize, each=options.checkpoint_every > 0)
+    skipped = script.train(options, watch)
+    leave(watch.done(held(), skipped=skipped), result_file)
 
 
 if __name__ == "__main__":

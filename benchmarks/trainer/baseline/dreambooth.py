@@ -1,11 +1,14 @@
-"""train_dreambooth.py with prior preservation: all weights of the UNet, in float32 under autocast."""
+"""train_dreambooth.py with prior preservation: all weights of the UNet, and of the text encoder where asked for,
+in float32 under autocast; under DeepSpeed in bf16, with float32 masters."""
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from accelerate import Accelerator
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -19,17 +22,40 @@ from benchmarks.trainer.watch import Watch
 RATE = 5e-6
 
 
-def train(options: Options, watch: Watch) -> None:
-    """Draws class pictures where they are missing, trains, and writes the whole pipeline to `options.output`."""
+class Both(nn.Module):
+    """UNet and text encoder as one module, which is all that accelerate can give to DeepSpeed."""
+
+    def __init__(self, unet: nn.Module, text_encoder: nn.Module) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
+        states = self.text_encoder(ids, return_dict=False)[0]
+        prediction: Tensor = self.unet(noisy, timesteps, states, class_labels=None, return_dict=False)[0]
+        return prediction
+
+
+def train(options: Options, watch: Watch) -> int:
+    """Draws class pictures where they are missing, trains, and writes the whole pipeline to `options.output`. How many
+    steps changed nothing."""
     accelerator = scaffold.make_accelerator(options)
     draw_class_pictures(options, accelerator)
     models = scaffold.Models(options)
     dtype = scaffold.weight_dtype(accelerator)
+    trained = [models.unet, models.text_encoder] if options.text_encoder else [models.unet]
     for part in (models.vae, models.text_encoder):  # D983-987, D1156-1161
-        part.requires_grad_(False)
-        part.to(accelerator.device, dtype=dtype)
-    optimizer = scaffold.make_optimizer(models.unet.parameters(), RATE, options.tuned)
-    texts = [encoded(models, prompt, accelerator.device) for prompt in (PROMPT, CLASS_PROMPT)] if options.tuned else []
+        if part not in trained:
+            part.requires_grad_(False)
+            part.to(accelerator.device, dtype=dtype)
+    if options.small:  # D1002-1005
+        models.unet.enable_gradient_checkpointing()
+        if options.text_encoder:
+            models.text_encoder.gradient_checkpointing_enable()
+    # text that is computed in advance cannot be trained (D605)
+    in_advance = options.tuned and not options.text_encoder
+    parameters = list(chain.from_iterable(part.parameters() for part in trained))
+    optimizer = scaffold.make_optimizer(parameters, RATE, options.tuned)
+    texts = [encoded(models, prompt, accelerator.device) for prompt in (PROMPT, CLASS_PROMPT)] if in_advance else []
     text, class_text = texts or (None, None)
     pictures = DreamBoothPictures(
         options.pictures,
@@ -50,32 +76,51 @@ def train(options: Options, watch: Watch) -> None:
         persistent_workers=options.workers > 0,
     )
     rates = scaffold.constant_rate(optimizer, options.steps)
-    unet, optimizer, loader, rates = accelerator.prepare(models.unet, optimizer, loader, rates)
+    if options.small and options.tuned and options.text_encoder:
+        trained = [Both(*trained)]
+    *trained, optimizer, loader, rates = accelerator.prepare(*trained, optimizer, loader, rates)  # D1139-1146
     accelerator.register_save_state_pre_hook(in_diffusers_layout)
-    unet.train()
+    for part in trained:
+        part.train()
+
+    def predict(noisy: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
+        prediction: Tensor
+        if isinstance(accelerator.unwrap_model(trained[0]), Both):
+            prediction = trained[0](noisy, timesteps, ids)
+        else:
+            encoder = trained[-1] if options.text_encoder else models.text_encoder
+            states = ids if in_advance else encoder(ids, return_dict=False)[0]
+            prediction = trained[0](noisy, timesteps, states, class_labels=None, return_dict=False)[0]
+        return prediction
 
     def step(batch: dict[str, Tensor]) -> Tensor:
         noisy, timesteps, target = scaffold.noisy_latents(models, batch["pixels"].to(dtype=dtype))
-        states = batch["ids"] if options.tuned else models.text_encoder(batch["ids"], return_dict=False)[0]
-        prediction = unet(noisy, timesteps, states, class_labels=None, return_dict=False)[0]
-        loss = scaffold.loss_of(prediction, target, prior=True)
+        loss = scaffold.loss_of(predict(noisy, timesteps, batch["ids"]), target, prior=True)
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(unet.parameters(), scaffold.MAX_GRAD_NORM)
+        accelerator.clip_grad_norm_(parameters, scaffold.MAX_GRAD_NORM)
         optimizer.step()
         rates.step()
         # `--set_grads_to_none` is off by default (D517, D1344)
         optimizer.zero_grad(set_to_none=options.tuned)
         return loss.detach()
 
-    scaffold.run_steps(options, accelerator, unet, loader, rates, watch, step)
-    pipeline = StableDiffusionPipeline.from_pretrained(  # D1405-1432
-        options.model, unet=accelerator.unwrap_model(unet), torch_dtype=torch.float32, safety_checker=None
-    )
-    pipeline.save_pretrained(options.output)
+    skipped = scaffold.run_steps(options, accelerator, trained[0], loader, rates, watch, step)
+    StableDiffusionPipeline.from_pretrained(  # D1405-1432
+        options.model, **parts_of(accelerator, trained), torch_dtype=torch.float32, safety_checker=None
+    ).save_pretrained(options.output)
+    return skipped
+
+
+def parts_of(accelerator: Accelerator, trained: list[nn.Module]) -> dict[str, nn.Module]:
+    """What was trained, by its name in a pipeline."""
+    bare = [accelerator.unwrap_model(part) for part in trained]
+    if isinstance(bare[0], Both):
+        bare = [bare[0].unet, bare[0].text_encoder]
+    return dict(zip(("unet", "text_encoder"), bare, strict=False))
 
 
 def in_diffusers_layout(models: list[nn.Module], weights: list[object], folder: str) -> None:
     """D954-961."""
     for model in models:
-        model.save_pretrained(Path(folder) / "unet")
+        model.save_pretrained(Path(folder) / ("unet" if isinstance(model, UNet2DConditionModel) else "text_encoder"))
         weights.pop()

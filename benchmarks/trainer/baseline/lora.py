@@ -18,8 +18,8 @@ from benchmarks.trainer.watch import Watch
 RATE = 1e-4
 
 
-def train(options: Options, watch: Watch) -> None:
-    """Trains, and writes pytorch_lora_weights.safetensors to `options.output`."""
+def train(options: Options, watch: Watch) -> int:
+    """Trains, and writes pytorch_lora_weights.safetensors to `options.output`. How many steps changed nothing."""
     accelerator = scaffold.make_accelerator(options)
     models = scaffold.Models(options)
     dtype = scaffold.weight_dtype(accelerator)
@@ -66,10 +66,11 @@ def train(options: Options, watch: Watch) -> None:
         optimizer.zero_grad()
         return loss.detach()
 
-    scaffold.run_steps(options, accelerator, unet, loader, rates, watch, step)
+    skipped = scaffold.run_steps(options, accelerator, unet, loader, rates, watch, step)
     whole = accelerator.unwrap_model(unet).to(torch.float32)  # L1405-1423
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(whole))
     StableDiffusionLoraLoaderMixin.save_lora_weights(save_directory=options.output, unet_lora_layers=layers)
+    return skipped
 
 
 @torch.no_grad()

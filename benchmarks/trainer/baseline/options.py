@@ -33,6 +33,15 @@ class Options:
     """Workers that load pictures, TF32, the text computed in advance, a fused optimizer, and class pictures drawn 16
     at a time: what the scripts have settings for, or one line would give them."""
     rank: int = 4
+    checkpoint_every: int = 0
+    """Steps; 0: as the scripts have it by default."""
+    small: bool = False
+    """For a GPU of 8 GiB, as the README of DreamBooth says: DeepSpeed ZeRO-2 with the optimizer on the CPU, activations
+    computed twice, and one class picture drawn at a time. accelerate is told by the file that launches this."""
+    text_encoder: bool = False
+    """DreamBooth trains it too (`--train_text_encoder`)."""
+    hold_at_most: int = 0
+    """Bytes that torch may hold on the GPU; 0 for no limit."""
 
     @property
     def workers(self) -> int:
@@ -42,4 +51,6 @@ class Options:
     @property
     def sample_batch(self) -> int:
         """Class pictures drawn at a time (`--sample_batch_size`, 4 by default: L344, D337)."""
+        if self.small:
+            return 1
         return 16 if self.tuned else 4

@@ -103,19 +103,26 @@ def run_steps(
     rates: Any,  # noqa: ANN401 - see constant_rate
     watch: Watch,
     step: Callable[[Any], Tensor],
-) -> None:
+) -> int:
     """L1237-1374, D1224-1401, T858-976; `step` is what happens within `accelerator.accumulate`, and returns the
-    loss."""
+    loss.
+
+    Returns:
+        how many of the steps after the warm-up changed nothing.
+    """
     bar = tqdm(range(options.steps), desc="Steps", disable=not accelerator.is_local_main_process)
-    batches = endlessly(loader)
+    batches, skipped = endlessly(loader), 0
     for number in range(1, options.steps + 1):
+        counts = watch.is_warm
         with accelerator.accumulate(trained):
             loss = step(next(batches))
+        skipped += counts and accelerator.optimizer_step_was_skipped
         bar.update(1)
-        if number % CHECKPOINTING_STEPS == 0:
-            accelerator.save_state(str(options.output / f"checkpoint-{number}"))
         bar.set_postfix(lr=rates.get_last_lr()[0])
         watch.step()
-    watch.trained()
+        if number % (options.checkpoint_every or CHECKPOINTING_STEPS) == 0:
+            accelerator.save_state(str(options.output / f"checkpoint-{number}"))
+            watch.checkpoint()
     if not bool(torch.isfinite(loss)):
         raise SystemExit("the loss became infinite: what was measured is no training")
+    return skipped

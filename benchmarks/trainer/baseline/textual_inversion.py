@@ -16,8 +16,8 @@ from benchmarks.trainer.watch import Watch
 RATE = 5e-4
 
 
-def train(options: Options, watch: Watch) -> None:
-    """Trains, and writes learned_embeds.safetensors to `options.output`."""
+def train(options: Options, watch: Watch) -> int:
+    """Trains, and writes learned_embeds.safetensors to `options.output`. How many steps changed nothing."""
     accelerator = scaffold.make_accelerator(options)
     models = scaffold.Models(options)
     dtype = scaffold.weight_dtype(accelerator)
@@ -60,8 +60,9 @@ def train(options: Options, watch: Watch) -> None:
             table[kept] = originals[kept]
         return loss.detach()
 
-    scaffold.run_steps(options, accelerator, encoder, loader, rates, watch, step)
+    skipped = scaffold.run_steps(options, accelerator, encoder, loader, rates, watch, step)
     save_file({PLACEHOLDER: table.detach()[number : number + 1].cpu()}, options.output / "learned_embeds.safetensors")
+    return skipped
 
 
 def add_word(models: scaffold.Models) -> int:
