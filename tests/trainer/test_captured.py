@@ -188,6 +188,23 @@ def test_each_shape_is_recorded_once(tiny_sd: Path, tmp_path: Path) -> None:
     assert recorder.recorded == len(shapes) + 1, "what a checkpoint brought lies elsewhere"
 
 
+def test_the_optimizers_state_is_there_before_the_first_activation(tiny_sd: Path, pictures: Path) -> None:
+    """Or it would come to lie among them."""
+    states = []
+
+    class Looking(Watched):
+        @contextmanager
+        def rehearsing(self) -> Iterator[None]:
+            states.append(found.engine.state())
+            yield
+
+    found = stepping(make_run(training={"learningRate": RATE}), CapturedEngine(CPU, Looking()), tiny_sd, pictures)
+    found.step(0)
+    (state,) = states
+    assert {name for name in state.weights if f"{name}/exp_avg" not in state.optimizer} == set()
+    assert not any(bool(value.any()) for value in state.optimizer.values())
+
+
 def test_what_was_told_of_a_step_stays(tiny_sd: Path, pictures: Path) -> None:
     """It is read some steps later."""
     one, other = both(make_run(training={"learningRate": RATE}), tiny_sd, pictures)

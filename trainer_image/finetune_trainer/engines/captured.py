@@ -26,8 +26,7 @@ from finetune_trainer.errors import ConfigurationError
 from finetune_trainer.methods.base import ParameterGroup
 
 REHEARSALS = 3
-"""Times that work is done before it is recorded. Libraries choose their algorithms and reserve memory meanwhile, and
-the optimizer makes its state."""
+"""Times that work is done before it is recorded. Libraries choose their algorithms and reserve memory meanwhile."""
 
 
 def not_capturable(spec: ResolvedTraining, module: nn.Module) -> str | None:
@@ -76,6 +75,7 @@ class CapturedEngine(EagerEngine):
         self._recordings: dict[Signature | None, tuple[Batch | None, Work]] = {}
         """By the batches' signature: where the batch is read, and what is done with it; None is what follows the last
         micro-batch."""
+        self._make_optimizer_state()
 
     def step(self, batches: Sequence[Batch], factor: float) -> StepResult:
         # all first: a rehearsal between two micro-batches would take part of the step with it
@@ -114,6 +114,13 @@ class CapturedEngine(EagerEngine):
             self._recordings[signature_of(batch)] = (place, self._recorder.record(work))
             if self._accumulates and None not in self._recordings:
                 self._recordings[None] = (None, self._recorder.record(self._end))
+
+    def _make_optimizer_state(self) -> None:
+        """Before there are activations: what came to lie among them would keep their memory in pieces for ever."""
+        with self._leaving_no_trace():
+            for parameter in self._parameters.values():
+                parameter.grad = torch.zeros_like(parameter)
+            self._update(self._total)
 
     @contextmanager
     def _leaving_no_trace(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ one call in place of thousands."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Protocol
 
 import torch
@@ -68,33 +68,57 @@ class Again:
 
 class CudaGraphs:
     """Implements Recorder. All graphs share one pool of memory: they never run at the same time, and none leaves
-    anything in it that another one reads."""
+    anything in it that another one reads. Once a recording broke off nothing more can be recorded by this one."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
-        self._pool = torch.cuda.graph_pool_handle()
+        # held for as long as this lives: torch takes no pool again whose last graph is gone
+        self._pool = torch.cuda.MemPool()
 
     @contextmanager
     def rehearsing(self) -> Iterator[None]:
-        # what autograd remembers of a stream must not be the default one's, which nothing is recorded on
         main = torch.cuda.current_stream(self._device)
+        # nothing that is cached can be given back to the driver while memory comes from a pool
+        torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()
+        # what autograd remembers of a stream must not be the default one's, which nothing is recorded on
         self._stream.wait_stream(main)
-        with torch.cuda.stream(self._stream):
-            yield
-        main.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream), self._in_the_pool():
+                yield
+        finally:
+            # also where it failed: what follows may write over what the last work still reads
+            main.wait_stream(self._stream)
 
     def record(self, work: Work) -> Work:
         graph, main = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
         try:
             # another thread may be making batches: only what this one does must fit into a graph
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=self._pool.id, stream=self._stream, capture_error_mode="thread_local"):
                 work()
         except BaseException:
-            # torch's own way back is behind the call that tells of a recording that was broken off
+            # torch's own ways back are behind the call that tells of a recording that was broken off
             torch.cuda.set_stream(main)
+            with suppress(RuntimeError):  # where this one was not: then nothing is left to end
+                self._leave_the_pool()
             raise
         return graph.replay
+
+    @contextmanager
+    def _in_the_pool(self) -> Iterator[None]:
+        """Within, memory comes from the graphs' pool, in all threads: autograd has its own, so that torch's public
+        function, which is for one thread, does not do. Elsewhere, rehearsing another shape would take as much memory
+        again as all graphs have."""
+        torch._C._cuda_beginAllocateToPool(self._stream.device_index, self._pool.id)
+        try:
+            yield
+        finally:
+            self._leave_the_pool()
+
+    def _leave_the_pool(self) -> None:
+        torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool.id)
+        torch._C._cuda_releasePool(self._stream.device_index, self._pool.id)
 
 
 def recorder_for(device: torch.device) -> Recorder:
