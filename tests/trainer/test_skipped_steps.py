@@ -114,7 +114,9 @@ def test_the_count_survives(tiny_sd: Path, pictures: Path, tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("precision", "skipped", "ends", "advice"),
     [
-        ("fp32", [1, 2, 3], 3, "before any weight was changed.*use training.precision fp32, or another baseModel"),
+        ("bf16", [1, 2, 3], 3, "before any weight was changed.*use training.precision fp32, or another baseModel"),
+        ("fp32", [1, 2, 3], 3, "before any weight was changed: the base model's weights are damaged; use another base"),
+        ("fp32", [4, 5, 6], 6, r"would again; use a smaller training\.learningRate$"),
         ("bf16", [2, 3, 5, 6, 7, 8], 7, "diverged, .* a smaller training.learningRate, or training.precision fp32"),
         ("bf16", [1, 2, 4, 5, 7, 8], None, ""),
         ("fp16", list(range(1, 10)), None, ""),

@@ -10,6 +10,9 @@ TOLD = 3
 MOST_IN_A_ROW = {"fp32": 3, "bf16": 3, "fp16": 10}
 """With fp16 some are as it should be: the factor of the loss begins too large, and is tried larger now and then."""
 
+WIDER = {"fp32": "", "bf16": "fp32", "fp16": "bf16 or fp32"}
+"""What is left to try."""
+
 
 class Skips:
     """Their count. Hears of every step once, in order; it may hear late."""
@@ -47,13 +50,12 @@ class Skips:
         first = step - self.in_a_row + 1
         steps = f"step {step}" if first == step else f"steps {first} to {step}"
         found = f"{steps} of {self._total_steps}: the loss is {loss:g} and its gradient {grad_norm:g}"
-        precision = "bf16 or fp32" if self._precision == "fp16" else "fp32"
+        wider = WIDER[self._precision]
         if self.count == step:
-            return (
-                f"{found}, before any weight was changed: the base model does not stand this precision, or its weights "
-                f"are damaged; use training.precision {precision}, or another baseModel"
-            )
-        return (
-            f"{found}: the training diverged, and would again; use a smaller training.learningRate, or "
-            f"training.precision {precision}"
-        )
+            cause, remedy = "the base model's weights are damaged", "another baseModel"
+            if wider:
+                cause = "the base model does not stand this precision, or its weights are damaged"
+                remedy = f"training.precision {wider}, or {remedy}"
+            return f"{found}, before any weight was changed: {cause}; use {remedy}"
+        or_wider = f", or training.precision {wider}" if wider else ""
+        return f"{found}: the training diverged, and would again; use a smaller training.learningRate{or_wider}"
