@@ -51,11 +51,14 @@ class Average:
     @contextmanager
     def swapped(self) -> Iterator[None]:
         """The averages in the parameters' place; afterwards these are what they were, to the bit."""
-        self._swap()
+        # all that swapping takes is taken first: for want of it later some would be swapped and others not
+        largest = max(self.weights.values(), key=Tensor.numel)
+        room = torch.empty(largest.numel(), dtype=largest.dtype, device=largest.device)
+        self._swap(room)
         try:
             yield
         finally:
-            self._swap()
+            self._swap(room)
 
     def state(self) -> AverageState:
         """A copy."""
@@ -69,9 +72,10 @@ class Average:
         self.updates.fill_(state.updates)
 
     @torch.no_grad()
-    def _swap(self) -> None:
+    def _swap(self, room: Tensor) -> None:
         # one by one: all of the weights twice would be twice the memory
         for name, parameter in self._parameters.items():
-            kept = parameter.detach().clone()
+            kept = room[: parameter.numel()].view(parameter.shape)
+            kept.copy_(parameter)
             parameter.copy_(self.weights[name])
             self.weights[name].copy_(kept)

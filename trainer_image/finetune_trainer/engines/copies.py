@@ -27,6 +27,8 @@ class Snapshot:
         self._done = torch.cuda.Event() if self._stream is not None else None
         self._copied_first = 0
         self._in_place = False
+        self._laid_out: list[Tensor] = []
+        """Copies that still lie as their originals do."""
 
     def __enter__(self) -> Self:
         self._token = _taken.set(self)
@@ -46,19 +48,27 @@ class Snapshot:
         """Until all copies are there."""
         if self._done is not None:
             self._done.synchronize()
+        while self._laid_out:
+            host = self._laid_out.pop()
+            host.data = host.contiguous()
 
     def copy(self, value: Tensor) -> Tensor:
-        """A contiguous copy of `value`; of one on a GPU, only begun."""
+        """A contiguous copy of `value`; of one on a GPU, only begun, and contiguous once it is done."""
         if self._stream is None or not value.is_cuda:
             return _copied(value)
-        source = value.contiguous()
-        if source.data_ptr() == value.data_ptr():
-            if self._copied_first + value.nbytes <= COPIED_FIRST:
-                source = value.clone(memory_format=torch.contiguous_format)
-                self._copied_first += value.nbytes
-            else:
-                self._in_place = True
-        host = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+        # as it lies: another order would be made on the device first, and take memory there until the bus is done
+        host = torch.empty_like(value, device="cpu", pin_memory=True)
+        source = value
+        if host.stride() != value.stride():
+            source = value.contiguous()
+            host = torch.empty_like(source, device="cpu", pin_memory=True)
+        elif self._copied_first + value.nbytes <= COPIED_FIRST:
+            source = value.clone()
+            self._copied_first += value.nbytes
+        else:
+            self._in_place = True
+        if not host.is_contiguous():
+            self._laid_out.append(host)
         self._stream.wait_stream(torch.cuda.current_stream(value.device))
         with torch.cuda.stream(self._stream):
             host.copy_(source, non_blocking=True)
