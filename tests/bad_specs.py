@@ -145,6 +145,13 @@ BAD_SPECS = [
     Bad("spec.training", {"learningRate": "fast"}, "must be of type number", laptop_says="valid number"),
     Bad("spec.training", {"precision": "fp8"}, ENUM, laptop_says="Input should be 'fp32'"),
     Bad("spec.training", {"seed": -1}, BELOW + " 0", laptop_says="greater than or equal to 0"),
+    Bad("spec.training", {"weightsDtype": "fp16"}, ENUM, laptop_says="Input should be 'fp32'"),
+    Bad("spec.training", {"weightsDtype": "bf16"}, "weightsDtype: bf16 needs precision: bf16, in which they compute"),
+    Bad(
+        "spec.training",
+        {"weightsDtype": "bf16", "precision": "bf16"},
+        "weightsDtype: bf16 needs optimizer.name: AdamW8bit, whose rounding keeps small updates",
+    ),
     Bad("spec.training", {"optimizer": {"name": "SGD"}}, ENUM, laptop_says="Input should be 'AdamW'"),
     Bad("spec.training", {"scheduler": {"name": "Step"}}, ENUM, laptop_says="Input should be 'Constant'"),
     Bad("spec.training", {"loss": {"minSnrGamma": 5}}, "minSnrGamma can only be set with weighting: MinSnr"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from finetune_api.rules import literal, value_of
+from finetune_api.rules import literal, present, value_of
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -53,7 +53,7 @@ class ChoiceNeeds:
     @property
     def cel(self) -> str:
         needed = (
-            f"has(self.{name})" if value is None else f"(has(self.{name}) && self.{name} == {literal(value)})"
+            present(name) if value is None else f"({present(name)} && self.{name} == {literal(value)})"
             for name, value in self.any_of
         )
         chosen = f"has(self.{self.field}) && self.{self.field} in {_listed(self.choices)}"

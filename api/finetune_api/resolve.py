@@ -22,7 +22,7 @@ from finetune_api.profile import FineTuneProfileSpec, ProfileDefaults
 from finetune_api.rules import to_snake
 from finetune_api.storage import Storage
 from finetune_api.techniques import TECHNIQUES, TechniqueDefaults
-from finetune_api.training import LossSpec, OptimizerSpec, SchedulerSpec
+from finetune_api.training import LossSpec, OptimizerSpec, SchedulerSpec, TrainingSpec
 from finetune_api.training_run import ResolvedCheckpoints, ResolvedTraining, RunIdentity, TrainingRun
 
 M = TypeVar("M", bound=Model)
@@ -93,11 +93,21 @@ def _training(spec: FineTuneJobSpec, defaults: ProfileDefaults, technique: Techn
     if job is not None and (job.steps is not None or job.epochs is not None) and below is not None:
         # steps and epochs exclude each other: the job's choice drops the profile's
         below = below.model_copy(update={"steps": None, "epochs": None})
+    if job is not None and below is not None and _keeps_other_weights(job):
+        below = below.model_copy(update={"weights_dtype": "fp32"})
     if (job is None or (job.steps is None and job.epochs is None)) and (
         below is None or (below.steps is None and below.epochs is None)
     ):
         builtin["steps"] = technique.steps
     return _merged(ResolvedTraining, job, below, builtin)
+
+
+def _keeps_other_weights(job: TrainingSpec) -> bool:
+    """Whether the job chooses what weights in bf16 do not go with: its choice drops the profile's."""
+    if "weights_dtype" in job.model_fields_set:
+        return False
+    chosen = job.optimizer.wire().get("name", "AdamW8bit") if job.optimizer is not None else "AdamW8bit"
+    return job.precision in ("fp32", "fp16") or chosen != "AdamW8bit"
 
 
 def _engine(job: EngineSpec | None, below: EngineSpec | None) -> EngineSpec:

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from finetune_api.base import Int32, Model, Steps
+from finetune_api.choices import ChoiceNeeds
 from finetune_api.rules import AtMostOneOf, Below, OnlyWhen, Rule
 
 
@@ -54,6 +55,10 @@ class TrainingSpec(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
         AtMostOneOf(("steps", "epochs")),
         Below("scheduler.warmupSteps", "steps", "the learning rate would never arrive; use fewer warm-up steps"),
+        ChoiceNeeds("weightsDtype", ("bf16",), (("precision", "bf16"),), "in which they compute"),
+        ChoiceNeeds(
+            "weightsDtype", ("bf16",), (("optimizer.name", "AdamW8bit"),), "whose rounding keeps small updates"
+        ),
     )
 
     steps: Steps | None = None
@@ -74,8 +79,12 @@ class TrainingSpec(Model):
     max_grad_norm: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """Gradients are clipped to this length."""
     precision: Literal["fp32", "bf16", "fp16"] | None = None
-    """Arithmetic of the forward pass; trained weights are fp32 always. fp16: for GPUs without bf16; the loss is scaled
-    so that small gradients do not vanish. Default: bf16 on a GPU, else fp32."""
+    """Arithmetic of the forward pass; what is trained is kept as weightsDtype says. fp16: for GPUs without bf16; the
+    loss is scaled so that small gradients do not vanish. Default: bf16 on a GPU, else fp32."""
+    weights_dtype: Literal["fp32", "bf16"] = "fp32"
+    """In what trained weights and their gradients are kept. bf16: half the memory, for full DreamBooth on small GPUs;
+    updates are rounded by chance, so that small ones are not lost. It needs precision: bf16 and the optimizer
+    AdamW8bit. A job that chooses another one of these drops the profile's."""
     gradient_checkpointing: bool = False
     """Compute activations twice to save memory."""
     clip_skip: Annotated[int, Field(ge=0, le=11)] = 0

@@ -22,6 +22,7 @@ TOTAL, WORKING = 0.10, 0.15
 """How far a prediction may be off: of everything, and of what comes and goes within a step."""
 LARGE: dict[str, object] = {"resolution": 64}
 TWICE: dict[str, object] = {"gradientCheckpointing": True}
+HALF: dict[str, object] = {"weightsDtype": "bf16", "precision": "bf16", "optimizer": {"name": "AdamW8bit"}}
 CASES: dict[str, tuple[str, dict[str, object], dict[str, object], dict[str, object]]] = {
     # technique, its own settings, training, dataset
     "adapter": ("lora", {}, {"batchSize": 2}, {}),
@@ -39,6 +40,12 @@ CASES: dict[str, tuple[str, dict[str, object], dict[str, object], dict[str, obje
         "dreamBooth", {}, {"ema": True, "optimizer": {"name": "AdamW8bit"}}, {},
     ),
     "all weights, Adafactor": ("dreamBooth", {}, {"optimizer": {"name": "Adafactor"}}, {}),
+    "all weights in bf16": ("dreamBooth", {}, {"batchSize": 2, **HALF}, {}),
+    "all weights in bf16, computed twice": ("dreamBooth", {}, {"batchSize": 4, **HALF, **TWICE}, LARGE),
+    "all weights in bf16, text encoder too, two micro-batches": (
+        "dreamBooth", {"trainTextEncoder": True}, {"gradientAccumulationSteps": 2, **HALF}, {},
+    ),
+    "all weights in bf16, average": ("dreamBooth", {}, {"ema": True, **HALF}, {}),
     "all weights, Prodigy": ("dreamBooth", {}, {"optimizer": {"name": "Prodigy"}, "learningRate": 1}, {}),
 }  # fmt: skip
 

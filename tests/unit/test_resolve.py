@@ -13,6 +13,7 @@ def run(job: dict | None = None, profile: dict | None = None) -> TrainingRun:
 
 
 DREAM_BOOTH = {"method": {"dreamBooth": {"prompt": "a photo of sks circle"}}}
+HALF = {"training": {"weightsDtype": "bf16", "precision": "bf16", "optimizer": {"name": "AdamW8bit"}}}
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,10 @@ DREAM_BOOTH = {"method": {"dreamBooth": {"prompt": "a photo of sks circle"}}}
          "training.optimizer.beta1", 0.8),
         # a value equal to the built-in default is still the job's choice
         ({"training": {"batchSize": 1}}, {"defaults": {"training": {"batchSize": 8}}}, "training.batch_size", 1),
+        ({"training": {"optimizer": {"beta1": 0.8}}}, {"defaults": HALF}, "training.weights_dtype", "bf16"),
+        # what weights in bf16 do not go with drops them, and does not end in a run that its own rules refuse
+        ({"training": {"precision": "fp16"}}, {"defaults": HALF}, "training.weights_dtype", "fp32"),
+        ({"training": {"optimizer": {"name": "AdamW"}}}, {"defaults": HALF}, "training.weights_dtype", "fp32"),
         ({}, {}, "checkpoints.every_seconds", 60),
         (DREAM_BOOTH, {}, "checkpoints.every_seconds", 300),
         ({}, {}, "grace_seconds", 120),

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from finetune_trainer.engines.rounding import draws, rounded_by_chance
+
 BLOCK = 256
 """Numbers that share a scale."""
 SMALLEST = 4096
@@ -67,7 +69,10 @@ def dequantise(codes: Tensor, scale: Tensor, book: Tensor, shape: torch.Size) ->
 
 class AdamW8bit(Optimizer):
     """AdamW with decoupled weight decay. Kept is the root of the second moment: its range is that of the first
-    moment, so that neither is rounded to nothing while the other one counts."""
+    moment, so that neither is rounded to nothing while the other one counts.
+
+    Weights may be bf16, and their gradients too. Moments and updates are float32 whatever they are, and what is written
+    to weights in bf16 is rounded by chance."""
 
     def __init__(
         self,
@@ -78,6 +83,8 @@ class AdamW8bit(Optimizer):
         weight_decay: float,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        chosen = (parameter for group in self.param_groups for parameter in group["params"])
+        self._streams = {parameter: number for number, parameter in enumerate(chosen)}
         self._books: dict[torch.device, tuple[Tensor, ...]] = {}
 
     found_inf: Tensor | None = None
@@ -96,23 +103,27 @@ class AdamW8bit(Optimizer):
             self._begin(parameter)
         step = state["step"]
         step += 1 if self.found_inf is None else 1 - self.found_inf
-        beta1, beta2 = group["betas"]
+        # what is made for a moment goes with the function that made it: the largest weights have 30 million numbers
+        first, root = self._next_moments(parameter, gradient.float(), group["betas"])
+        self._keep(parameter, first, root)
+        value = _moved(parameter.float(), first, root, step, group)
+        if parameter.dtype == torch.bfloat16:
+            value = rounded_by_chance(value, draws(value.numel(), step, self._streams[parameter]))
+        self._put(parameter, value)
+
+    def _next_moments(self, parameter: Tensor, gradient: Tensor, betas: tuple[float, float]) -> tuple[Tensor, Tensor]:
+        beta1, beta2 = betas
         first, root = self._moments(parameter)
         first = first.lerp(gradient, 1 - beta1)
         root = root.square().mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2).sqrt_()
-        self._keep(parameter, first, root)
-        # in double precision, as Python would
-        correction1, correction2 = (1 - beta ** step.double() for beta in (beta1, beta2))
-        denominator = (root / correction2.sqrt().float()).add_(group["eps"])
-        update = first.div_(denominator).mul_((group["lr"] / correction1).float())
-        self._put(parameter, (parameter * (1 - group["lr"] * group["weight_decay"])).sub_(update))
+        return first, root
 
     def _begin(self, parameter: Tensor) -> None:
         """Moments of zero. What is kept is written over from now on, and never moves."""
         state = self.state[parameter]
         state["step"] = torch.zeros((), device=parameter.device)
         for name, table in zip(("first", "root"), self._books_on(parameter.device)[2:], strict=True):
-            state[name] = torch.zeros_like(parameter)
+            state[name] = torch.zeros_like(parameter, dtype=torch.float32)
             if parameter.numel() >= SMALLEST:
                 state[name], state[f"{name}_scale"] = quantise(state[name], table)
 
@@ -146,3 +157,12 @@ class AdamW8bit(Optimizer):
             books = (codebook(True), codebook(False))
             self._books[device] = tuple(one.to(device) for one in (*books, *map(code_table, books)))
         return self._books[device]
+
+
+def _moved(weights: Tensor, first: Tensor, root: Tensor, step: Tensor, group: dict[str, Any]) -> Tensor:
+    """`weights` after the step, float32. Writes over `first`."""
+    # in double precision, as Python would
+    correction1, correction2 = (1 - beta ** step.double() for beta in group["betas"])
+    denominator = (root / correction2.sqrt().float()).add_(group["eps"])
+    update = first.div_(denominator).mul_((group["lr"] / correction1).float())
+    return (weights * (1 - group["lr"] * group["weight_decay"])).sub_(update)

@@ -12,6 +12,7 @@ from finetune_trainer.engines.deepspeed_library import check_disk, load_deepspee
 from finetune_trainer.engines.deepspeed_settings import check_settings
 from finetune_trainer.engines.partitioned import check_optimizer
 from finetune_trainer.engines.precision import precision_of
+from finetune_trainer.engines.trained_halves import check_sums
 from finetune_trainer.errors import ConfigurationError
 
 
@@ -28,6 +29,7 @@ def check_engine(engine: EngineSpec, spec: ResolvedTraining, module: nn.Module, 
         reason = not_capturable(spec, module)
         if reason is not None:
             raise ConfigurationError(f"engine.kind {engine.kind}: {reason}")
+    check_sums(spec, spec.gradient_accumulation_steps)
     if engine.kind in ("Sharded", "DeepSpeed"):
         check_optimizer(spec, engine.kind)
     if engine.kind == "DeepSpeed":

@@ -22,6 +22,7 @@ from finetune_trainer.data.samples import Batch, mapped
 from finetune_trainer.engines.halves import half_for, roundable
 from finetune_trainer.engines.memory import Bytes, Description, Unit
 from finetune_trainer.engines.precision import HALVES, Precision, autocast, precision_of
+from finetune_trainer.engines.trained_halves import half_trained
 from finetune_trainer.methods.base import ParameterGroup
 
 
@@ -45,7 +46,8 @@ def describe(
     trained = [value for group in groups for value in group.parameters.values()]
     largest = max(example, key=lambda batch: batch.noise.numel())
     precision = precision_of(spec, device)
-    with _rounded(module, half_for(precision, device)):
+    halved = half_trained(module, trained) if spec.weights_dtype == "bf16" else []
+    with _rounded(halved, torch.bfloat16), _rounded(roundable(module), half_for(precision, device)):
         one, two = (
             _trace(module, mapped(largest, lambda rows, n=n: rows[:1].repeat_interleave(n, 0)), precision, device)
             for n in (1, 2)
@@ -60,6 +62,7 @@ def describe(
                 _line(a.saved, b.saved, area),
                 _line(a.inputs, b.inputs, area),
                 a.trained,
+                a.halved,
             )
             for a, b in zip(one.units, two.units, strict=True)
         ),
@@ -70,12 +73,14 @@ def describe(
         optimizer=spec.optimizer.name,
         ema=spec.ema,
         half=precision in HALVES,
+        halved=_numbers(halved),
     )
 
 
 @dataclass
 class _TracedUnit:
     trained: int
+    halved: int
     before: int
     saved: int = 0
     inputs: int = 0
@@ -104,8 +109,9 @@ def _trace(module: nn.Module, batch: Batch, precision: Precision, device: torch.
         found.largest = max(found.largest, size)
 
     def run_unit(function: Callable[..., object], *args: object, **kwargs: object) -> object:
-        trained = sum(value.numel() for value in _owner(function).parameters() if value.requires_grad)
-        unit = _TracedUnit(trained, before=found.outside)
+        trained = [value for value in _owner(function).parameters() if value.requires_grad]
+        halved = [value for value in trained if value.dtype == torch.bfloat16]
+        unit = _TracedUnit(_numbers(trained), _numbers(halved), before=found.outside)
         found.units.append(unit)
         found.outside = 0
 
@@ -132,9 +138,9 @@ def _trace(module: nn.Module, batch: Batch, precision: Precision, device: torch.
 
 
 @contextmanager
-def _rounded(module: nn.Module, half: torch.dtype | None) -> Iterator[None]:
-    """Within, frozen weights are as engines.halves keeps them while steps are made."""
-    before = [(one, one.data) for one in roundable(module)] if half is not None else []
+def _rounded(parameters: Iterable[nn.Parameter], half: torch.dtype | None) -> Iterator[None]:
+    """Within, the weights are as they are kept while steps are made."""
+    before = [(one, one.data) for one in parameters] if half is not None else []
     for parameter, value in before:
         parameter.data = value.to(half)
     try:
@@ -177,6 +183,10 @@ def _units_run_by(module: nn.Module, run: Callable[..., object]) -> Iterator[Non
             for name in names:
                 one.__dict__.pop(name, None)
             one.__dict__.update(values)
+
+
+def _numbers(tensors: Iterable[Tensor]) -> int:
+    return sum(value.numel() for value in tensors)
 
 
 def _owner(function: Callable[..., object]) -> nn.Module:

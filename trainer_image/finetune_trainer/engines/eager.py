@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from finetune_trainer.data.samples import Batch
 from finetune_trainer.engines.average import Average
 from finetune_trainer.engines.base import EngineState, StepResult
+from finetune_trainer.engines.clipping import clip
 from finetune_trainer.engines.halves import FrozenHalves, half_for
 from finetune_trainer.engines.loss_scale import LossScale
 from finetune_trainer.engines.optimizers import (
@@ -24,6 +25,7 @@ from finetune_trainer.engines.optimizers import (
     step_unless,
 )
 from finetune_trainer.engines.precision import autocast, precision_of
+from finetune_trainer.engines.trained_halves import TrainedHalves, check_sums
 from finetune_trainer.methods.base import ParameterGroup
 
 
@@ -43,6 +45,8 @@ class EagerEngine:
         self._max_grad_norm = spec.max_grad_norm
         self._precision = precision_of(spec, self._device)
         self._loss_scale = LossScale(self._device) if self._precision == "fp16" else None
+        check_sums(spec, max(len(example), spec.gradient_accumulation_steps))
+        self._halves = TrainedHalves(module, self._parameters.values()) if spec.weights_dtype == "bf16" else None
         self._optimizer = make_optimizer(spec, groups, self._rates)
         self._average = Average(self._parameters) if spec.ema else None
         half = half_for(self._precision, self._device)
@@ -81,10 +85,17 @@ class EagerEngine:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         with (
+            self._halves.whole() if self._halves is not None and self._needs_float32 else nullcontext(),
             self._average.swapped() if self._average is not None else nullcontext(),
             self._frozen.whole() if self._frozen is not None else nullcontext(),
         ):
             yield
+
+    @property
+    def _needs_float32(self) -> bool:
+        """Whether weights in bf16 cannot stay so for what is not a step: a CPU draws without autocast, and an average
+        is finer. On a GPU there is no need, and may be no room."""
+        return self._device.type == "cpu" or self._average is not None
 
     def weights(self) -> dict[str, Tensor]:
         return {name: as_tensor(value) for name, value in self._parameters.items()}
@@ -93,6 +104,8 @@ class EagerEngine:
     def settle(self, weights: Mapping[str, Tensor] | None) -> None:
         if self._frozen is not None:
             self._frozen.restore()
+        if self._halves is not None and self._needs_float32:
+            self._halves.restore()
         if weights is None and self._average is not None:
             weights = self._average.weights
         if weights is not None:
@@ -112,7 +125,7 @@ class EagerEngine:
         Nothing here asks the device for a number, but for what `step_unless` says of some optimizers."""
         if self._loss_scale is not None:
             self._loss_scale.unscale([one.grad for one in self._parameters.values() if one.grad is not None])
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm)
+        norm = clip(self._parameters.values(), self._max_grad_norm)
         skipped = self._is_bad(total, norm)
         step_unless(self._optimizer, skipped)
         self._clear_gradients()

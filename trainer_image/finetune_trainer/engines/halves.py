@@ -24,13 +24,18 @@ def half_for(precision: Precision, device: torch.device) -> torch.dtype | None:
     return HALVES.get(precision) if device.type == "cuda" else None
 
 
-def roundable(module: nn.Module) -> Iterator[nn.Parameter]:
-    """The frozen weights that autocast would round."""
+def in_rounded_layers(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The float32 weights that autocast would round, frozen and trained."""
     for layer in module.modules():
         if isinstance(layer, ROUNDED):
             for parameter in layer.parameters(recurse=False):
-                if not parameter.requires_grad and parameter.dtype == torch.float32:
+                if parameter.dtype == torch.float32:
                     yield parameter
+
+
+def roundable(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The frozen ones of them."""
+    return (parameter for parameter in in_rounded_layers(module) if not parameter.requires_grad)
 
 
 class FrozenHalves:

@@ -17,7 +17,9 @@ from finetune_api.engine import EngineSpec
 from finetune_trainer.engines.adamw_8bit import BLOCK, SMALLEST
 
 FLOAT = 4
-"""Bytes of a trained number, of its gradient and of its average: float32 always."""
+"""Bytes of a float32 number: what trained weights and gradients are, but for those in bf16, and averages always."""
+HALF = 2
+"""Bytes of a bf16 number."""
 PASSING = 2
 """Tensors as large as the largest one that is kept, which exist for a moment in the backward pass: a layer's incoming
 and outgoing gradient."""
@@ -53,6 +55,13 @@ class Unit:
     """Kept in its place with gradient checkpointing."""
     trained: int
     """Trained numbers in it."""
+    halved: int = 0
+    """Of them, those that are kept in bf16."""
+
+    @property
+    def gradients(self) -> int:
+        """Bytes of their gradients."""
+        return bytes_of_trained(self.trained, self.halved)
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class Description:
     frozen: int
     """Bytes of everything on the device that is not trained, other parts of the model included."""
     trained: tuple[tuple[int, ...], ...]
-    """Shapes of the trained tensors, all float32."""
+    """Shapes of the trained tensors."""
     units: tuple[Unit, ...]
     """In the order of the forward pass."""
     saved_last: Bytes
@@ -78,11 +87,18 @@ class Description:
     ema: bool
     half: bool = False
     """Whether arithmetic is in bf16 or fp16."""
+    halved: int = 0
+    """Trained numbers that are kept in bf16."""
 
     @property
     def numbers(self) -> int:
         """Trained numbers."""
         return sum(map(math.prod, self.trained))
+
+    @property
+    def gradients(self) -> int:
+        """Bytes of all gradients, and as many of the trained weights."""
+        return bytes_of_trained(self.numbers, self.halved)
 
     @property
     def largest(self) -> int:
@@ -117,7 +133,7 @@ def predict(
         cuts: micro-batches that each of the described ones is cut into.
         processes: that train together.
     """
-    gradients = described.numbers * FLOAT
+    gradients = described.gradients
     samples = math.ceil(described.samples / cuts)
     carried = gradients if described.micro_batches * cuts > 1 else 0
     if engine.kind == "Replicated":
@@ -125,7 +141,7 @@ def predict(
         carried = gradients
     backward = _backward(described, samples, checkpointing, carried)
     update = gradients + update_bytes(described)
-    weights = described.frozen + described.numbers * FLOAT
+    weights = described.frozen + gradients
     state = sum(state_bytes(described.optimizer, shape) for shape in described.trained)
     average = described.numbers * FLOAT * described.ema
     if engine.kind == "Sharded":
@@ -139,7 +155,7 @@ def _backward(described: Description, samples: float, checkpointing: bool, carri
     """The peak of the backward pass. `carried`: bytes of gradients that are there from its beginning."""
     kept = [(unit.before + (unit.inputs if checkpointing else unit.saved)).of(samples) for unit in described.units]
     again = [unit.saved.of(samples) if checkpointing else 0.0 for unit in described.units]
-    own = [unit.trained * FLOAT for unit in described.units]
+    own = [unit.gradients for unit in described.units]
     # from the last unit to the first: what earlier ones keep is still there, what later ones made is there already
     still = list(accumulate(kept))
     made = list(accumulate(reversed(own)))[::-1]
@@ -148,12 +164,17 @@ def _backward(described: Description, samples: float, checkpointing: bool, carri
     ]
     # where it begins, and where what is outside of the units has got its gradients too
     moments.append(sum(kept) + described.saved_last.of(samples) + carried)
-    moments.append(max(carried, described.numbers * FLOAT))
+    moments.append(max(carried, described.gradients))
     return PASSING * described.largest_saved.of(samples) + max(moments)
 
 
+def bytes_of_trained(numbers: int, halved: int) -> int:
+    """Bytes of so many weights, or of their gradients, `halved` of them in bf16."""
+    return numbers * FLOAT - halved * (FLOAT - HALF)
+
+
 def state_bytes(optimizer: str, shape: Sequence[int]) -> float:
-    """What `optimizer` remembers of a float32 tensor of `shape`."""
+    """What `optimizer` remembers of a trained tensor of `shape`."""
     numbers = math.prod(shape)
     if optimizer == "AdamW8bit" and numbers >= SMALLEST:
         blocks = math.ceil(numbers / BLOCK)
@@ -169,7 +190,7 @@ def state_bytes(optimizer: str, shape: Sequence[int]) -> float:
 
 def update_bytes(described: Description) -> float:
     """What exists for a moment while the optimizer and the average go from tensor to tensor."""
-    copies = {"AdamW": 0, "AdamW8bit": 8, "Adafactor": 3, "Prodigy": 3}[described.optimizer]
+    copies = {"AdamW": 0, "AdamW8bit": 7, "Adafactor": 3, "Prodigy": 3}[described.optimizer]
     return FLOAT * described.largest * max(copies, 2 * described.ema)
 
 

@@ -1,4 +1,5 @@
-"""In which arithmetic the forward pass runs. Trained weights, their gradients and the optimizer are float32 always."""
+"""In which arithmetic the forward pass runs. What the optimizer remembers is float32 always; trained weights and their
+gradients are, unless training.weightsDtype says bf16 (trained_halves.py)."""
 
 from __future__ import annotations
 
