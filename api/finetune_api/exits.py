@@ -17,7 +17,7 @@ class ExitCode(IntEnum):
     INTERRUPTED = 75
     """Stopped by SIGTERM; goes on from its checkpoint."""
     PEER_LOST = 76
-    """Another process of the group was lost; goes on from its checkpoint."""
+    """Another process of the group was lost, or one gave up its plan; all go on from the checkpoint."""
     BAD_CONFIGURATION = 78
     """The user's configuration cannot work (credentials, bucket, values): not retried."""
 

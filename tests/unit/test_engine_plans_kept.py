@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from finetune_api.engine import EngineKind, EngineSpec
 from finetune_trainer.checkpoints.plan_file import PlanFile, from_json, to_json
-from finetune_trainer.engines.falling import _is_out_of_memory
+from finetune_trainer.engines.falling import PlanFailed, _is_out_of_memory, begin_again, carrying_out
 from finetune_trainer.engines.memory import Bytes, Description, Unit
 from finetune_trainer.engines.planning import Facts, Failure, Plan, choose, next_leaner, next_unrecorded, resume
+from finetune_trainer.errors import PeerLost, RunError
 from finetune_trainer.publish.file_store import FileStore
 
 GIB = 2**30
@@ -173,6 +175,39 @@ def test_a_recording_that_fails_after_memory_did_not_suffice_leads_to_nothing_la
 def test_a_kind_that_was_asked_for_is_not_given_up(kind: EngineKind) -> None:
     facts = replace(GPU, asked=EngineSpec(kind=kind))
     assert next_unrecorded(facts, choose(facts), NOT_PERMITTED) is None
+
+
+def test_a_group_leaves_its_next_plan_to_the_next_attempt_and_the_second_time_fails(tmp_path: Path) -> None:
+    facts = replace(GPU, processes=2)
+    plan_file = PlanFile(FileStore(tmp_path), "checkpoints/run-1/", "run")
+    with pytest.raises(PlanFailed) as first, carrying_out(facts, choose(facts)):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert first.value.to is not None
+    with pytest.raises(PeerLost, match="Replicated ran out of memory; the next attempt begins with Replicated, act"):
+        begin_again(first.value.to, plan_file, in_group=True)
+
+    left = plan_file.read()
+    assert left is not None
+    again = resume(facts, left)
+    assert again == first.value.to
+    with pytest.raises(PlanFailed, match="and so did Replicated before; use") as second, carrying_out(facts, again):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert second.value.to is None
+    assert second.value.exit_code == 78
+
+
+def test_a_plan_that_cannot_be_left_counts(tmp_path: Path) -> None:
+    """Or the group would come to the same place for ever, at nobody's cost."""
+
+    class Away(FileStore):
+        def put_bytes(self, key: str, data: bytes, if_none_match: bool = False) -> bool:
+            raise RunError("the store does not answer")
+
+    to = next_leaner(replace(GPU, processes=2), choose(replace(GPU, processes=2)))
+    assert to is not None
+    with pytest.raises(RunError, match="does not answer") as failed:
+        begin_again(to, PlanFile(Away(tmp_path), "checkpoints/run-1/", "run"), in_group=True)
+    assert failed.value.exit_code.counts
 
 
 @pytest.mark.parametrize(
