@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 from finetune_api.engine import ONE_PROCESS, EngineKind, EngineSpec
-from finetune_trainer.engines import make_engine
+from finetune_trainer.engines import choosing, make_engine
 from finetune_trainer.engines.choosing import available_kinds, memory_of
 from finetune_trainer.engines.cutting import CuttingEngine
 from finetune_trainer.engines.eager import EagerEngine
@@ -71,9 +71,33 @@ def test_an_engine_without_offload_does_not_pass_over_it(field: str) -> None:
 def test_what_auto_may_choose_from(
     device: torch.device, optimizer: str, installed: bool, missing: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune_trainer.engines.choosing.find_spec", lambda name: name if installed else None)
+    monkeypatch.setattr(
+        "finetune_trainer.engines.choosing.find_spec", lambda name: name if installed or name == "triton" else None
+    )
     spec = make_run(training={"optimizer": {"name": optimizer}, "learningRate": 1}).training
+    monkeypatch.setenv("CC", "cc")
     assert available_kinds(device, spec) == KINDS.keys() - missing
+
+
+@pytest.mark.parametrize(
+    ("triton", "variable", "found", "compiles"),
+    [
+        (True, "", "gcc", True),
+        (True, "", "clang", True),
+        (True, "/opt/cc", "", True),
+        (True, "", "", False),
+        (False, "/opt/cc", "gcc", False),
+    ],
+)
+def test_without_a_compiler_for_triton_auto_does_not_compile(
+    triton: bool, variable: str, found: str, compiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing, "find_spec", lambda name: name if triton or name != "triton" else None)
+    monkeypatch.setattr(choosing.shutil, "which", lambda name: f"/usr/bin/{name}" if name == found else None)
+    monkeypatch.setenv("CC", variable)
+    spec = make_run(training={"steps": 1}).training
+    assert ("Compiled" in available_kinds(GPU, spec)) == compiles
+    assert "Compiled" in available_kinds(CPU, spec), "nobody asks for Triton there"
 
 
 def test_a_cpus_memory_is_not_planned() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
@@ -75,7 +77,15 @@ def available_kinds(device: torch.device, spec: ResolvedTraining) -> frozenset[E
     left_out: set[EngineKind] = {"Sharded", "DeepSpeed"} if spec.optimizer.name != "AdamW" else set()
     if device.type != "cuda" or find_spec("deepspeed") is None:
         left_out.add("DeepSpeed")
+    if device.type == "cuda" and not _can_compile():
+        left_out.add("Compiled")
     return frozenset(KINDS.keys() - left_out)
+
+
+def _can_compile() -> bool:
+    """For a GPU torch.compile writes Triton, which builds what starts its kernels with a C compiler, at run time."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return find_spec("triton") is not None and compiler is not None
 
 
 def memory_of(device: torch.device) -> int | None:
