@@ -42,6 +42,9 @@ class Tape:
         self.operations += len(recording.done)
         return recording.again
 
+    def make_room(self) -> None:
+        """It has no memory of its own."""
+
 
 class _Recording(TorchDispatchMode):
     def __init__(self) -> None:

@@ -175,6 +175,9 @@ class Watched:
         self.recorded += 1
         return work
 
+    def make_room(self) -> None:
+        self.recorded = 0
+
 
 def test_each_shape_is_recorded_once(tiny_sd: Path, tmp_path: Path) -> None:
     run, recorder = bucketed(1, 1), Watched()

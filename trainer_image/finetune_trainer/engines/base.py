@@ -81,6 +81,10 @@ class Engine(Protocol):
         """Within, the module has the averaged weights where training.ema asks for them; then its own again, to the
         bit."""
 
+    def make_room(self) -> bool:
+        """Gives back memory of the device that steps alone need; the next one takes it again. Between steps, in a
+        process that trains alone. Whether there was any."""
+
     def weights(self) -> dict[str, Tensor]:
         """A copy of the trained parameters as they are now, on the CPU; called and given as `state` is."""
 

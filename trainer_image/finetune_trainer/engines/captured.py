@@ -101,6 +101,12 @@ class CapturedEngine(EagerEngine):
         # the optimizer's state is elsewhere now
         self._recordings.clear()
 
+    def make_room(self) -> bool:
+        had = bool(self._recordings)
+        self._recordings.clear()
+        self._recorder.make_room()
+        return had
+
     def _record(self, batch: Batch) -> None:
         place = place_for(batch, self._device)
         put(batch, place)

@@ -58,6 +58,9 @@ class CuttingEngine:
     def averaged(self) -> AbstractContextManager[None]:
         return self._inner.averaged()
 
+    def make_room(self) -> bool:
+        return self._inner.make_room()
+
     def weights(self) -> dict[str, Tensor]:
         return self._inner.weights()
 

@@ -97,6 +97,10 @@ class EagerEngine:
         is finer. On a GPU there is no need, and may be no room."""
         return self._device.type == "cpu" or self._average is not None
 
+    def make_room(self) -> bool:
+        # nothing of a step outlives it but what torch's allocator gives to whoever asks next
+        return False
+
     def weights(self) -> dict[str, Tensor]:
         return {name: as_tensor(value) for name, value in self._parameters.items()}
 

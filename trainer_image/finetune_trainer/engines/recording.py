@@ -55,6 +55,9 @@ class Recorder(Protocol):
     def record(self, work: Work) -> Work:
         """What does `work` again. Whether it is also done now is not said."""
 
+    def make_room(self) -> None:
+        """All recordings are gone: gives back the memory that they had in common."""
+
 
 class Again:
     """Implements Recorder where there are no graphs: does the work itself each time."""
@@ -64,6 +67,9 @@ class Again:
 
     def record(self, work: Work) -> Work:
         return work
+
+    def make_room(self) -> None:
+        """There is none."""
 
 
 class CudaGraphs:
@@ -104,6 +110,10 @@ class CudaGraphs:
                 self._leave_the_pool()
             raise
         return graph.replay
+
+    def make_room(self) -> None:
+        # with the last that holds it the pool is given back
+        self._pool = torch.cuda.MemPool()
 
     @contextmanager
     def _in_the_pool(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from finetune_trainer.engines.copies import Snapshot
 from finetune_trainer.errors import ConfigurationError, RunError
 from finetune_trainer.group.team import Team
 from finetune_trainer.telemetry.listener import Listener
-from finetune_trainer.training.duties import Roster
+from finetune_trainer.training.duties import Heard, Roster
 from finetune_trainer.training.history import History, Past
 
 
@@ -113,14 +113,28 @@ class Course:
         if self._agreed(self._is_late and not self._on_its_way):
             self._save()
         self._module.eval()
+        heard = self._heard_in_the_room_there_is() or self._heard()
+        self._module.train()
+        self.ended, self.interrupted = self.ended or heard.stop, heard.interrupted
+        self._changes += 1
+
+    def _heard_in_the_room_there_is(self) -> Heard | None:
+        """None where the GPU's memory did not suffice, and the engine has given back some: once more, then."""
+        try:
+            return self._heard()
+        except torch.OutOfMemoryError:
+            # in a group the others are waiting where a second try would not come by
+            if self._team.size > 1 or not self._engine.make_room():
+                raise
+            return None
+
+    def _heard(self) -> Heard:
         with self._engine.averaged():
             heard = self._roster.attend(self.step)
             if heard.better:
                 weights = self._engine.weights()
                 self.best = Best(self.step, weights if self._team.leads else {})
-        self._module.train()
-        self.ended, self.interrupted = self.ended or heard.stop, heard.interrupted
-        self._changes += 1
+        return heard
 
     def pass_boundary(self) -> None:
         """After each step: hears what the background has done, and begins a checkpoint when one is due.
