@@ -97,6 +97,19 @@ def test_a_model_that_torch_cannot_compile_is_captured(caplog: pytest.LogCapture
     assert "no such instruction" in said
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_that_minutes_will_pass_is_told(
+    kept: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO", "finetune")
+    monkeypatch.setattr(CompiledEngine, "_is_kept", lambda engine, name: kept)
+    losses_of(CompiledEngine(CPU, tmp_path, backend="aot_eager"), 2)
+    told = [
+        line for line in caplog.messages if "torch compiles the model for a shape of batches, which takes min" in line
+    ]
+    assert len(told) == (0 if kept else 1)
+
+
 @needs_a_compiler
 def test_code_that_is_damaged_is_compiled_anew(tmp_path: Path) -> None:
     expected = losses_of(CompiledEngine(CPU, tmp_path), 1)

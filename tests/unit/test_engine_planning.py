@@ -54,7 +54,12 @@ def of(kind: EngineKind, **options: object) -> EngineSpec:
         (replace(CPU, checkpointing=True), "Eager, activations computed twice", "one process on a CPU"),
         (replace(CPU, processes=2), "Replicated", "a copy in each process is the fastest"),
         (replace(CPU, processes=2, asked=EngineSpec(nodes=2)), "Replicated", "a copy in each process is the fastest"),
-        (replace(CPU, asked=of("Captured")), "Captured", "as spec.engine.kind says"),
+        (
+            replace(CPU, asked=of("Captured")),
+            "Captured",
+            "as spec.engine.kind says; a CPU has no graphs, and does each",
+        ),
+        (replace(CPU, asked=of("DeepSpeed")), "DeepSpeed, ZeRO-2", "as spec.engine.kind says"),
         # on a GPU, as far as it is there
         (GPU, "Captured", "a recorded step is the fastest"),
         (replace(GPU, available=TODAY), "Eager", "one process"),

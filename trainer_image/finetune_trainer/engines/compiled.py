@@ -66,6 +66,8 @@ class CompiledEngine(CapturedEngine):
     def _record(self, batch: Batch) -> None:
         name = _digest(self._kind, signature_of(batch))
         self._fetch(name)
+        if self._compiled is not None and not self._is_kept(name):
+            log.info("engine: torch compiles the model for a shape of batches, which takes minutes")
         try:
             super()._record(batch)
         except TorchDynamoException as error:
@@ -100,11 +102,14 @@ class CompiledEngine(CapturedEngine):
 
     def _keep(self, name: str) -> None:
         """What was compiled since the start of this process, other shapes included: more than needed does no harm."""
-        if self._cache is None or self._compiled is None or self._cache.path(name).exists():
+        if self._cache is None or self._compiled is None or self._is_kept(name):
             return
         made = torch.compiler.save_cache_artifacts()
         if made is not None:
             self._cache.write(name, lambda file: file.write_bytes(made[0]))
+
+    def _is_kept(self, name: str) -> bool:
+        return self._cache is not None and self._cache.path(name).exists()
 
 
 def denoiser_of(module: nn.Module) -> nn.Module:

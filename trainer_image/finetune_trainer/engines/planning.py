@@ -191,7 +191,10 @@ def plans(facts: Facts) -> list[Plan]:
 def _rungs(facts: Facts) -> Iterator[tuple[EngineSpec, bool, int, str]]:
     asked = facts.asked
     if asked.kind != "Auto":
-        yield from _leaner_ways(facts, asked, "as spec.engine.kind says")
+        why = "as spec.engine.kind says"
+        if facts.device == "cpu" and asked.kind in RECORDED:
+            why += "; a CPU has no graphs, and does each step anew"
+        yield from _leaner_ways(facts, asked, why)
         return
     if facts.processes > 1:
         yield from _leaner_ways(facts, _of_kind(asked, "Replicated"), "a copy in each process is the fastest")
