@@ -117,8 +117,8 @@ def test_once_is_enough(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = " ".join(said.split())
     assert (
         "spec.engine: Eager, activations computed twice ran out of the GPU's memory, and so did Eager before; use a "
-        "smaller training.batchSize, a smaller dataset.resolution, training.optimizer.name AdamW8bit, engine.kind "
-        "DeepSpeed with offload, or a GPU with more memory" in said
+        "smaller training.batchSize, a smaller dataset.resolution, training.optimizer.name AdamW8bit with "
+        "training.weightsDtype bf16, engine.kind DeepSpeed with offload, or a GPU with more memory" in said
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from finetune_api.engine import OPTIMIZERS
 
 from finetune_trainer.checkpoints.plan_file import PlanFile
 from finetune_trainer.engines.planning import RECORDED, Facts, Plan, next_leaner, next_unrecorded
@@ -111,11 +112,13 @@ def _not_recorded(facts: Facts, plan: Plan, why: str) -> PlanFailed:
 
 
 def _remedies(facts: Facts, plan: Plan) -> str:
+    halved = facts.described is not None and facts.described.halved > 0
+    smaller = "AdamW8bit" in OPTIMIZERS.get(plan.kind, ("AdamW8bit",)) and not halved
     ways = [
         "training.gradientCheckpointing true" if not plan.checkpointing else "",
         "a smaller training.batchSize" if facts.samples > 1 else "",
         "a smaller dataset.resolution",
-        "training.optimizer.name AdamW8bit",
+        "training.optimizer.name AdamW8bit with training.weightsDtype bf16" if smaller else "",
         "engine.kind DeepSpeed with offload" if plan.kind != "DeepSpeed" else "",
         "a GPU with more memory",
     ]
