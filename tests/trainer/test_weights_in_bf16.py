@@ -191,12 +191,15 @@ def test_an_average_is_finer_than_its_weights() -> None:
     assert all(torch.equal(value, before.average.weights[name]) for name, value in module.named_parameters())
 
 
-def test_what_is_exported_has_the_outputs_dtype(tiny_sd: Path, pictures: Path, tmp_path: Path) -> None:
-    run = make_run("dreamBooth", training=dreambooth(steps=2))
+@pytest.mark.parametrize(("dtype", "expected"), [("fp16", torch.float16), ("fp32", torch.float32)])
+def test_what_is_exported_has_the_outputs_dtype(
+    dtype: str, expected: torch.dtype, tiny_sd: Path, pictures: Path, tmp_path: Path
+) -> None:
+    run = make_run("dreamBooth", training=dreambooth(steps=2), output={"dtype": dtype})
     family, trained = train_once(run, tiny_sd, pictures, tmp_path / "work")
     files = export_weights(run, family, [method.result() for method in trained.methods], tmp_path / "out")
     (unet,) = (path for path in files if "unet" in path.parts and path.suffix == ".safetensors")
-    assert {value.dtype for value in load_file(unet).values()} == {torch.float16}
+    assert {value.dtype for value in load_file(unet).values()} == {expected}
 
 
 @pytest.mark.parametrize("count", [2, 4, 16, MOST_MICRO_BATCHES])
@@ -215,7 +218,7 @@ def test_sums_of_gradients_in_bf16_are_off_by_less_than_a_hundredth(count: int, 
 
 
 def test_more_micro_batches_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"65 micro-batches in a step.*use fewer, or fp32"):
+    with pytest.raises(ConfigurationError, match=r"33 micro-batches in a step.*use fewer, or fp32"):
         prepared(Layers(), training(gradientAccumulationSteps=MOST_MICRO_BATCHES + 1))
     prepared(Layers(), training(weightsDtype="fp32", gradientAccumulationSteps=MOST_MICRO_BATCHES + 1))
 

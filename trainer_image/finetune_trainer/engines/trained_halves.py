@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from finetune_trainer.engines.halves import in_rounded_layers
 from finetune_trainer.errors import ConfigurationError
 
-MOST_MICRO_BATCHES = 64
+MOST_MICRO_BATCHES = 32
 """Whose gradients are summed in bf16, which has 8 significant bits: a sum of 256 like ones would not grow by the next.
 Of so many it is off by less than 1 % (tests/trainer/test_weights_in_bf16.py)."""
 
@@ -51,10 +51,11 @@ class TrainedHalves:
         """Within, the weights are the same numbers in float32, and what is written to them is forgotten afterwards.
         Those in bf16 keep their place in memory."""
         kept = [parameter.data for parameter in self._parameters]
-        self.restore()
         try:
+            self.restore()
             yield
         finally:
+            # also where memory did not suffice for all of them
             for parameter, value in zip(self._parameters, kept, strict=True):
                 parameter.data = value
 
