@@ -10,6 +10,7 @@ from finetune_trainer.engines import eager
 from finetune_trainer.engines.captured import CapturedEngine
 from finetune_trainer.engines.eager import EagerEngine
 from finetune_trainer.engines.halves import FrozenHalves, half_for
+from finetune_trainer.engines.trained_halves import TrainedHalves
 from support.method_cases import METHODS
 from support.stepping import Stepping, numbers_of, stepping
 from support.tape import Tape
@@ -120,3 +121,26 @@ def test_what_is_trained_stays_float32() -> None:
     layer.requires_grad_(False)[3].requires_grad_(True)
     FrozenHalves(layer, torch.float16)
     assert [value.dtype for value in layer.parameters()] == [torch.float16] * 2 + [torch.float32] * 5
+
+
+@pytest.mark.parametrize("kind", [FrozenHalves, TrainedHalves])
+def test_where_memory_does_not_suffice_to_make_them_whole_they_stay_as_they_were(
+    kind: type[FrozenHalves] | type[TrainedHalves], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In their places too, which recordings read."""
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    if kind is FrozenHalves:
+        halves: FrozenHalves | TrainedHalves = FrozenHalves(module.requires_grad_(False), torch.bfloat16)
+    else:
+        halves = TrainedHalves(module, module.parameters())
+    places = [value.data_ptr() for value in module.parameters()]
+
+    def some() -> None:
+        module[0].weight.data = torch.zeros(3, 3)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(halves, "restore", some)
+    with pytest.raises(torch.OutOfMemoryError), halves.whole():
+        raise AssertionError("not reached")
+    assert {value.dtype for value in module.parameters()} == {torch.bfloat16}
+    assert [value.data_ptr() for value in module.parameters()] == places

@@ -52,10 +52,11 @@ class FrozenHalves:
     @contextmanager
     def whole(self) -> Iterator[None]:
         """Within, the weights are float32 again, to the bit. The rounded ones keep their place in memory."""
-        self.restore()
         try:
+            self.restore()
             yield
         finally:
+            # also where memory did not suffice for all of them
             for parameter, _, rounded in self._weights:
                 parameter.data = rounded
 
