@@ -1,5 +1,6 @@
 """What the trainer's tests share: a tiny model and its pictures, and an S3 server, each made once."""
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,9 @@ import torch
 from support.s3_server import S3Server, s3_server
 from support.tiny_sd import build_tiny_sd
 from support.training import make_pictures
+
+# cuBLAS looks for it once, when it starts; it says nothing about whether algorithms are deterministic
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @pytest.fixture(scope="session", autouse=True)

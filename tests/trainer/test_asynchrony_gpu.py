@@ -55,6 +55,25 @@ def test_a_snapshot_is_of_its_moment(first: int, monkeypatch: pytest.MonkeyPatch
     assert float(weights[0, 0]) == 1 + 2 * ROUNDS
 
 
+def test_a_snapshot_takes_no_room_for_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of convolutions lie channels last; on the host they are contiguous, as files have them."""
+    monkeypatch.setattr(copies, "COPIED_FIRST", 0)
+    weights = [
+        torch.randn(256, 256, 3, 3, device="cuda").to(memory_format=torch.channels_last) + number for number in range(8)
+    ]
+    every_other = torch.arange(64.0, device="cuda")[::2]
+    expected = [one.cpu().contiguous() for one in (*weights, every_other)]
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_stats()["active_bytes.all.peak"]
+    with Snapshot(weights[0].device) as snapshot:
+        kept = [host_copy(one) for one in (*weights, every_other)]
+    assert torch.cuda.memory_stats()["active_bytes.all.peak"] < before + weights[0].nbytes
+    snapshot.wait()
+    assert all(one.is_contiguous() for one in kept)
+    assert [number for number, one in enumerate(kept) if not torch.equal(one, expected[number])] == []
+
+
 def test_figures_are_read_without_waiting_for_later_steps() -> None:
     device = torch.device("cuda")
     busy = torch.randn(SIDE, SIDE, device=device)
@@ -80,8 +99,8 @@ def test_figures_are_read_without_waiting_for_later_steps() -> None:
     assert readings[0].get() == figures[0], "as often as it is asked"
 
 
-def test_batches_go_to_the_gpu_without_a_pause(tiny_sd: Path, pictures: Path) -> None:
-    device = torch.device("cuda")
+@pytest.mark.parametrize("device", [torch.device("cuda"), torch.device("cuda", 0)], ids=str)
+def test_batches_go_to_the_gpu_without_a_pause(device: torch.device, tiny_sd: Path, pictures: Path) -> None:
     family = load_family(tiny_sd, device)
     samples = samples_of(make_run("lora"), family, pictures)
     with Ahead(lambda step: [batch.pinned() for batch in samples.step(step)], range(3), device) as ahead:

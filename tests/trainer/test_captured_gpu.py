@@ -1,15 +1,24 @@
-"""On a GPU a captured step is the eager one, changes with what changes, and never makes the host wait."""
+"""On a GPU a captured step is the eager one, changes with what changes, and never makes the host wait.
+
+Where algorithms are deterministic it is so to the bit. Elsewhere float32 may differ by what sums in another order
+differ, 1e-4 of a loss, and half precision by what that may round another way, 2e-2.
+"""
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from finetune_trainer.data.ahead import Ahead
+from finetune_trainer.data.samples import Batch
 from finetune_trainer.engines import Engine
 from finetune_trainer.engines.captured import CapturedEngine
 from finetune_trainer.engines.compiled import CompiledEngine
 from finetune_trainer.engines.eager import EagerEngine
+from finetune_trainer.engines.recording import CudaGraphs, RecordingFailed
 from support.method_cases import METHODS
 from support.samples import bucketed, make_shapes
 from support.stepping import Stepping, numbers_of, stepping
@@ -43,6 +52,44 @@ def test_losses_are_those_of_the_eager_engine(case: str, precision: str, tiny_sd
     found = losses_of(taken(CapturedEngine(CUDA), case, tiny_sd, pictures, precision=precision))
     assert found == pytest.approx(expected, rel=1e-4 if precision == "fp32" else 2e-2)
     assert len(set(found)) == STEPS
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """Needs CUBLAS_WORKSPACE_CONFIG, which cuBLAS looks for when it starts: tests/trainer/conftest.py sets it."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("case", METHODS)
+def test_steps_are_those_of_the_eager_engine_to_the_bit(
+    case: str, precision: str, accumulation: int, deterministic: None, tiny_sd: Path, pictures: Path
+) -> None:
+    """Weights, moments and averages too. A rate of 2⁻⁹ is the same number in float32."""
+    settings: dict[str, object] = {"precision": precision, "gradientAccumulationSteps": accumulation}
+    one, other = (taken(kind(CUDA), case, tiny_sd, pictures, **settings) for kind in (EagerEngine, CapturedEngine))
+    assert losses_of(other) == losses_of(one)
+    expected, found = numbers_of(one.engine.state()), numbers_of(other.engine.state())
+    assert [name for name, value in expected.items() if not torch.equal(found[name], value)] == []
+
+
+@pytest.mark.parametrize("half_way", [EagerEngine, CapturedEngine])
+def test_it_goes_on_from_a_checkpoint(
+    half_way: Callable[[torch.device], EagerEngine], deterministic: None, tiny_sd: Path, pictures: Path
+) -> None:
+    """One's own or the eager engine's; also one that is loaded over recordings, which read what was there before."""
+    expected = losses_of(taken(CapturedEngine(CUDA), "lora", tiny_sd, pictures))
+    before = taken(half_way(CUDA), "lora", tiny_sd, pictures)
+    assert losses_of(before, steps=2) == expected[:2]
+    again = taken(CapturedEngine(CUDA), "lora", tiny_sd, pictures)
+    losses_of(again, steps=1)
+    again.engine.load(before.engine.state())
+    assert losses_of(again, first=2, steps=STEPS - 2) == expected[2:]
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
@@ -116,3 +163,110 @@ def test_a_compiled_denoiser_inside_of_a_graph(tiny_sd: Path, pictures: Path, tm
         expected, rel=2e-2
     )
     assert len(list((tmp_path / "compiled").iterdir())) == 1
+
+
+def reserved_by(steps: int, model: Path, folder: Path, accumulation: int = 1) -> int:
+    """Bytes that torch holds after so many steps with pictures of several shapes."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    run = bucketed(4, accumulation, resolution=512, buckets={"minResolution": 448, "maxResolution": 576, "step": 64})
+    one = stepping(run, CapturedEngine(CUDA), model, folder, "cuda")
+    losses_of(one, steps=steps)
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved() - before
+
+
+def test_further_shapes_take_hardly_more_memory(tiny_sd: Path, tmp_path: Path) -> None:
+    """They are rehearsed where the others were recorded."""
+    folder = make_shapes(tmp_path)
+    assert reserved_by(8, tiny_sd, folder) < 1.5 * reserved_by(1, tiny_sd, folder)
+
+
+def test_room_is_made_and_taken_again(deterministic: None, tiny_sd: Path, pictures: Path) -> None:
+    expected = losses_of(taken(CapturedEngine(CUDA), "dreamBooth", tiny_sd, pictures))
+    one = taken(CapturedEngine(CUDA), "dreamBooth", tiny_sd, pictures)
+    found = losses_of(one, steps=2)
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    held = torch.cuda.memory_reserved()
+    assert one.engine.make_room()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() < held
+    assert found + losses_of(one, first=2, steps=STEPS - 2) == expected
+
+
+class BreakingOff(CudaGraphs):
+    """A recorder in whose first recording something is done that breaks it off."""
+
+    def __init__(self, what: Callable[[], object]) -> None:
+        super().__init__(CUDA)
+        self.what = what
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        def breaking() -> None:
+            work()
+            self.what()
+
+        return super().record(breaking)
+
+
+def in_use() -> int:
+    """Bytes, those included that torch waits for another stream to be done with."""
+    return int(torch.cuda.memory_stats()["active_bytes.all.current"])
+
+
+def asks() -> object:
+    return torch.ones(1, device="cuda").item()
+
+
+def takes_all() -> object:
+    return torch.empty(2**50, dtype=torch.uint8, device="cuda")
+
+
+def stops() -> object:
+    raise ValueError("enough")
+
+
+@pytest.mark.parametrize("what", [asks, takes_all, stops])
+def test_after_a_recording_that_broke_off_all_is_as_before(
+    what: Callable[[], object], deterministic: None, tiny_sd: Path, pictures: Path
+) -> None:
+    """Another engine goes on in the same process, recording or not, and memory is given back."""
+    expected = losses_of(taken(EagerEngine(CUDA), "lora", tiny_sd, pictures))
+    one = taken(CapturedEngine(CUDA, BreakingOff(what)), "lora", tiny_sd, pictures)
+    before = numbers_of(one.engine.state())
+    with pytest.raises(RecordingFailed):
+        one.step(0)
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    after = numbers_of(one.engine.state())
+    assert [name for name, value in before.items() if not torch.equal(value, after[name])] == []
+    del one
+    gc.collect()
+    # what a copy to the host used on another stream is given back only where no recording is believed to go on
+    held = in_use()
+    used = torch.empty(2**26, device="cuda")
+    used.record_stream(torch.cuda.Stream())
+    del used
+    torch.cuda.synchronize()
+    torch.empty(1, device="cuda")
+    assert in_use() < held + 2**26
+    for engine in (EagerEngine(CUDA), CapturedEngine(CUDA)):
+        assert losses_of(taken(engine, "lora", tiny_sd, pictures)) == expected
+
+
+def test_another_thread_may_use_the_gpu_meanwhile(deterministic: None, tiny_sd: Path, pictures: Path) -> None:
+    """Batches are made ahead, and texts encoded, while a step is being recorded."""
+    expected = losses_of(taken(EagerEngine(CUDA), "lora", tiny_sd, pictures))
+    one = taken(CapturedEngine(CUDA), "lora", tiny_sd, pictures)
+
+    def make(number: int) -> list[Batch]:
+        large = torch.randn(256, 256, device="cuda")
+        for _ in range(50):
+            large = torch.tanh(large @ large).cpu().pin_memory().to("cuda", non_blocking=True)
+        return [batch.pinned() for batch in one.samples.step(number)]
+
+    with Ahead(make, range(STEPS), torch.device("cuda", torch.cuda.current_device())) as ahead:
+        results = [one.engine.step(ahead.take(), 0.5 ** (number % 3)) for number in range(STEPS)]
+    assert [float(result.loss) for result in results] == expected
