@@ -100,6 +100,16 @@ def test_half_written_files_are_nobodys_entries(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.0.tmp", "c"], "one is being written, the other one never will be"
 
 
+def test_what_a_killed_writer_left_in_a_folder_goes_and_the_folder_stays(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, limit=100)
+    (tmp_path / "folder").mkdir()
+    for name in ("0.png", "1.png.a.tmp", "2.png.b.tmp"):
+        (tmp_path / "folder" / name).write_text("x" * 60)
+    age(cache, "folder/1.png.a.tmp", ABANDONED_SECONDS + 60)
+    cache.sweep()
+    assert names(tmp_path / "folder") == ["0.png", "2.png.b.tmp"], "the other one may still be written"
+
+
 def refuse(file: Path) -> None:
     raise ValueError("not what it should be")
 

@@ -154,22 +154,29 @@ class DiskCache:
         for path in paths:
             try:
                 stat = path.stat()
-                if path.name.endswith(TEMPORARY):
-                    if stat.st_mtime < time.time() - ABANDONED_SECONDS:
-                        self._remove(path.name)
+                if self._is_half_written(path):
                     continue
-                size = sum(one.stat().st_size for one in path.iterdir()) if path.is_dir() else stat.st_size
+                files = [one for one in path.iterdir() if not self._is_half_written(one)] if path.is_dir() else [path]
+                size = sum(one.stat().st_size for one in files)
             except OSError:
                 continue  # removed a moment ago by another pod
             found.append(Entry(path.name, size, stat.st_mtime))
         return found
+
+    def _is_half_written(self, path: Path) -> bool:
+        """Then it counts for nobody, and is removed where its writer was killed. Raises OSError."""
+        if not path.name.endswith(TEMPORARY):
+            return False
+        if path.stat().st_mtime < time.time() - ABANDONED_SECONDS:
+            self._remove(str(path.relative_to(self._folder)))
+        return True
 
     def _remove(self, name: str) -> None:
         """A folder disappears at once too: by a rename, for others may be looking into it."""
         path = self.path(name)
         try:
             if path.is_dir():
-                path = path.rename(path.with_name(f"{name}.{uuid.uuid4().hex}{TEMPORARY}"))
+                path = path.rename(path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}"))
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
