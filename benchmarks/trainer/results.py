@@ -72,14 +72,10 @@ def next_case(cases: Sequence[Case], rounds: int, done: Sequence[Result]) -> tup
 
 def circumstances(device: str) -> dict[str, Any]:
     """Where and when."""
-    root = Path(__file__).parents[2]
-    commit = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "--short", "HEAD"], check=False, capture_output=True, text=True
-    )
     processor = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), "")
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
+        "commit": _commit(),
         "device": device,
         "cores": f"{os.cpu_count()} × {processor.partition(': ')[2] or platform.machine()}",
         "threads": os.environ.get("OMP_NUM_THREADS", "as many as cores"),
@@ -94,3 +90,11 @@ def _versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+def _commit() -> str:
+    """Of the code that is measured; a copy without its history has none."""
+    command = ["git", "-C", str(Path(__file__).parents[2]), "rev-parse", "--short", "HEAD"]
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return "unknown"
