@@ -80,8 +80,7 @@ def gpu_answers() -> bool:
 
 
 def _release_memory() -> None:
-    """Gives back what nobody holds any more. What a recording that broke off had reserved stays so until the process
-    ends, for torch up to 2.13."""
+    """Gives back what nobody holds any more."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
