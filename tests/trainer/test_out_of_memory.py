@@ -158,6 +158,7 @@ def test_memory_that_did_not_suffice_in_an_earlier_attempt_was_the_first_time(
     code, said, done = run(job, monkeypatch, lambda engine, batches: True, "--")
     assert (code, done) == (78, [])
     assert "Eager, activations computed twice ran out of the GPU's memory, and so did Eager before" in said
+    assert "Once more" not in said
 
 
 def test_a_first_step_that_does_not_fit_begins_anew(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
