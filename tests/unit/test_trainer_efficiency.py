@@ -8,7 +8,7 @@ from finetune_trainer.evaluation.duty import PicturesDuty
 from finetune_trainer.evaluation.judge import Look
 from finetune_trainer.telemetry.board import Board
 from finetune_trainer.telemetry.efficiency import WINDOW, Efficiency, quantile
-from finetune_trainer.telemetry.listener import JudgementReport, StepReport
+from finetune_trainer.telemetry.listener import EngineReport, JudgementReport, StepReport
 from finetune_trainer.telemetry.logs import LogListener
 from finetune_trainer.telemetry.memory import memory
 from finetune_trainer.telemetry.metrics import Metrics
@@ -149,12 +149,15 @@ def test_the_report_has_it_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
         efficiency.step(report(step, seconds=1.54 if step == 3 else 0.035, data=0.01, ideal=0.01575))
     efficiency.spent("drawing", 1.0)
     clock.now += 10
+    efficiency.planned(EngineReport("Captured", "Captured", "a recorded step is the fastest", 9 * gib))
+    efficiency.planned(EngineReport("Eager", "Eager, activations computed twice", "Captured ran out", 7 * gib))
     assert efficiency_of(efficiency) == {
         "Pictures a second": "5.08",
         "Time of a step": "35.0 ms; 99 % within 1.54 s",
         "Model FLOPs utilisation": "2.0%",
         "Memory": "3.00 GiB",
         "Memory of the GPU, at most": "7.00 GiB",
+        "Engine": "Eager, activations computed twice (Captured ran out; 7.0 GiB predicted)",
         "Time went into": "data 0.3%, step 15.8%, checkpoint 0.0%, judging 0.0%, drawing 10.0%, the rest 73.9%",
     }
 

@@ -75,6 +75,8 @@ def efficiency_of(efficiency: Efficiency) -> dict[str, object]:
     }
     if held["devicePeak"]:
         rows["Memory of the GPU, at most"] = f"{held['devicePeak'] / 2**30:.2f} GiB"
+    if efficiency.engine is not None:
+        rows["Engine"] = efficiency.engine.told.removeprefix("engine: ")
     shares = performance.time_shares
     told = [f"{name} {share:.1%}" for name, share in shares.items()]
     rows["Time went into"] = ", ".join([*told, f"the rest {max(0.0, 1 - sum(shares.values())):.1%}"])

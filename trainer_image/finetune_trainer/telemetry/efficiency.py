@@ -26,6 +26,8 @@ class Efficiency:
         self._began = clock()
         self._stage: Stage = "Starting"
         self._stage_began = self._began
+        self.engine: EngineReport | None = None
+        """The last one that was chosen."""
         self._first = True
         self._steps: deque[StepReport] = deque(maxlen=WINDOW)
         self._spent: dict[Activity, float] = dict.fromkeys(get_args(Activity), 0.0)
@@ -37,7 +39,7 @@ class Efficiency:
         self._stage, self._stage_began = name, now
 
     def planned(self, report: EngineReport) -> None:
-        """It takes no time."""
+        self.engine = report
 
     def begins(self, total_steps: int, resumed_from: int | None) -> None:
         self._first = True
