@@ -18,6 +18,7 @@ from finetune_trainer.methods import NoFiles, make_methods
 from torch import nn
 
 from support.training import train_once
+from support.zero import forget_group
 
 METHODS: Mapping[str, tuple[str, dict[str, object]]] = {
     "lora": ("lora", {"rank": 2, "targets": ["attention", "feedForward", "convolution"]}),
@@ -31,8 +32,15 @@ METHODS: Mapping[str, tuple[str, dict[str, object]]] = {
     "textualInversion": ("textualInversion", {"tokens": [{"placeholder": "<new>", "vectors": 2}]}),
     "hypernetwork": ("hypernetwork", {}),
 }
-ENGINES: Mapping[str, int] = {"eager": 1, "replicated": 2}
-"""Engine → processes."""
+ENGINES: Mapping[str, tuple[int, dict[str, object]]] = {
+    "eager": (1, {}),
+    "replicated": (2, {}),
+    "sharded": (2, {"kind": "Sharded"}),
+    "ZeRO-3": (2, {"kind": "DeepSpeed", "zeroStage": 3, "offloadOptimizer": "Cpu", "offloadParameters": "Cpu"}),
+}
+"""Engine → processes, and spec.engine. Captured and Compiled, which are for GPUs, are in tests of their own."""
+CUT = ("sharded", "ZeRO-3")
+"""Engines whose processes each have a part of the weights."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class Trained:
 def train_cell(run: TrainingRun, seat: Seat | None, model: Path, pictures: Path, folder: Path) -> Trained:
     """Trains as the process of `seat`."""
     torch.set_num_threads(1)
+    forget_group()
     team = join(seat, torch.device("cpu"))
     team.meet(lambda: False)
     family, outcome = train_once(run, model, pictures, folder, team=team)

@@ -67,19 +67,19 @@ def zero_holds(one: Stepping) -> dict[str, int]:
 
 
 def try_zero(seat: Seat | None, case: Case, model: Path, pictures: Path) -> Found:
-    _forget_group()
+    forget_group()
     return try_in_group(seat, case, model, pictures)
 
 
 def train_with_zero(
     seat: Seat | None, run: TrainingRun, model: Path, pictures: Path, folder: Path, stops_after: int | None = None
 ) -> Trained:
-    _forget_group()
+    forget_group()
     own = folder if seat is None or seat.leads else folder / str(seat.rank)
     return train_in_group(run, seat, model, pictures, own, stops_after)
 
 
-def _forget_group() -> None:
+def forget_group() -> None:
     """DeepSpeed remembers the group of a process for ever; here processes are in one group after another."""
     if "deepspeed" in sys.modules:
         import deepspeed.comm.comm as communication
