@@ -82,10 +82,11 @@ def train(options: Options, watch: Watch) -> int:
     accelerator.register_save_state_pre_hook(in_diffusers_layout)
     for part in trained:
         part.train()
+    as_one = isinstance(accelerator.unwrap_model(trained[0]), Both)
 
     def predict(noisy: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
         prediction: Tensor
-        if isinstance(accelerator.unwrap_model(trained[0]), Both):
+        if as_one:
             prediction = trained[0](noisy, timesteps, ids)
         else:
             encoder = trained[-1] if options.text_encoder else models.text_encoder
