@@ -93,9 +93,10 @@ def test_no_training_fails_for_what_cannot_be_counted(monkeypatch: pytest.Monkey
     assert ideal_seconds(Deciding(), [], [batch], "fp32", torch.device("cuda")) is None
 
 
-def test_no_training_fails_for_want_of_memory_to_measure_with(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), TypeError("a shape is no number")])
+def test_no_training_fails_for_what_cannot_be_measured(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: object) -> float:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr("finetune_trainer.training.arithmetic.forward_flops", lambda *arguments: 1)
     monkeypatch.setattr("finetune_trainer.training.arithmetic.matmul_peak", full)

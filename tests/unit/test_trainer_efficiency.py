@@ -136,6 +136,16 @@ def test_memory_has_every_kind() -> None:
     assert set(memory()) == {"resident", "device", "devicePeak"}
 
 
+def test_memory_of_a_gpu_is_what_torch_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which little is a tensor's between two recorded steps."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    for name, held in {"memory_allocated": 1, "memory_reserved": 5, "max_memory_reserved": 7}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda held=held: held)
+    found = memory()
+    assert (found["device"], found["devicePeak"]) == (5, 7)
+
+
 def test_the_report_has_it_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     gib = 2**30
     monkeypatch.setattr(
