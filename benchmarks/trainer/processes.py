@@ -188,14 +188,24 @@ def _process(command: list[str], given: dict[str, object], work: Path, until: fl
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """With the processes that it started, which would hold the GPU's memory and the cores of the next case."""
-    try:
-        family = [*psutil.Process(process.pid).children(recursive=True), process]
-    except psutil.NoSuchProcess:
-        family = [process]
+    if process.poll() is not None:
+        # its number may be another's by now
+        return
+    family = psutil.Process(process.pid).children(recursive=True)
     for one in family:
         with suppress(psutil.NoSuchProcess):
             one.kill()
+    process.kill()
     process.wait()
+    while not all(map(_is_over, family)):
+        time.sleep(0.05)
+
+
+def _is_over(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _last_words(said: str) -> str:
