@@ -1,9 +1,9 @@
 """What is lost with weights in bf16: `.venv/bin/python -m benchmarks.trainer.weights` from the root.
 
-Full DreamBooth with prior preservation, as in examples/compare.yaml but longer, a picture and a class picture in a step,
-and computed in bf16: once with weights in float32, once in bf16 and rounded by chance, as training.weightsDtype bf16
-has it, and once rounded to the nearest, as nobody should. Same pictures, same draws. What is measured is kept, and the
-same command goes on."""
+Full DreamBooth with prior preservation, as in examples/compare.yaml but longer, a picture and a class picture in a
+step, and computed in bf16: once with weights in float32, once in bf16 and rounded by chance, as training.weightsDtype
+bf16 has it, and once rounded to the nearest, as nobody should. Same pictures, same draws. What is measured is kept, and
+the same command goes on."""
 
 from __future__ import annotations
 
