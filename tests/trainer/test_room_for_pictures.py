@@ -10,7 +10,7 @@ import torch
 from finetune_trainer.engines.falling import PlanFailed
 from support.duties import Scripted
 from support.tape import Tape
-from support.training import Trained, make_run, train_once
+from support.training import Memory, Trained, make_run, train_once
 
 STEPS = 6
 
@@ -38,9 +38,11 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Counting:
     return recorder
 
 
-def trained(kind: str, duty: Scripted, model: Path, pictures: Path, folder: Path) -> Trained:
+def trained(
+    kind: str, duty: Scripted, model: Path, pictures: Path, folder: Path, listener: Memory | None = None
+) -> Trained:
     run = make_run(training={"steps": STEPS, "learningRate": 2**-7, "ema": True}, engine={"kind": kind})
-    return train_once(run, model, pictures, folder, duties_of=lambda family: [duty])[1]
+    return train_once(run, model, pictures, folder, listener=listener, duties_of=lambda family: [duty])[1]
 
 
 def full(step: int) -> None:
@@ -59,11 +61,12 @@ def test_pictures_that_did_not_fit_beside_the_recordings_are_drawn_without(
     expected = trained("Captured", Scripted(), tiny_sd, pictures, tmp_path / "a")
     assert recorder.recorded == 1
     recorder.held = 0
-    duty = Scripted(look=needs_all)
-    found = trained("Captured", duty, tiny_sd, pictures, tmp_path / "b")
+    duty, listener = Scripted(look=needs_all), Memory()
+    found = trained("Captured", duty, tiny_sd, pictures, tmp_path / "b", listener)
     assert (duty.asked, duty.finished) == ([2, 4, 4, 6], [2, 4, 6])
     assert recorder.recorded == 3, "and once more"
     assert found.losses == expected.losses
+    assert any("After step 4 the GPU's memory did not suffice" in message for message in listener.messages)
 
 
 @pytest.mark.parametrize(("kind", "asked"), [("Captured", [2, 2]), ("Eager", [2])])

@@ -126,7 +126,11 @@ class Course:
             # in a group the others are waiting where a second try would not come by
             if self._team.size > 1 or not self._engine.make_room():
                 raise
-            return None
+        self._listener.message(
+            f"After step {self.step} the GPU's memory did not suffice beside the recorded steps; once more without "
+            "them, and they are recorded anew."
+        )
+        return None
 
     def _heard(self) -> Heard:
         with self._engine.averaged():
