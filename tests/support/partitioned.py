@@ -38,7 +38,7 @@ class Case:
     run: TrainingRun
     engine: EngineSpec
     held: Callable[[Stepping], dict[str, int]] = whole_numbers
-    before: int = 3
+    before: int = 2
     after: int = 2
     changes: bool = False
     """Whether the two engines also go on from each other's checkpoint."""

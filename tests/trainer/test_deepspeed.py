@@ -23,7 +23,10 @@ pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpee
 
 LEAST = "stage 3, all offloaded"
 STAGES = {"stage 1": zero(1), "stage 2, optimizer offloaded": zero(2, "Cpu"), LEAST: zero(3, "Cpu", "Cpu")}
-OTHERS = ("lora", "words", "hypernetwork")
+OTHERS = ("lora", "words")
+"""Frozen weights beside trained ones, and a constraint on trained ones; the matrix has every technique."""
+CHANGE = ("stage 2, optimizer offloaded", LEAST)
+"""Stage 1 keeps its state as stage 2 does."""
 DREAMBOOTH: dict[str, object] = {"prompt": PROMPT, "trainTextEncoder": True}
 
 
@@ -33,7 +36,7 @@ def cases() -> list[Case]:
     half = make_run("dreamBooth", method={"dreamBooth": DREAMBOOTH}, training=training | {"precision": "bf16"})
     others = {name: run_of(name, batch=1, training={"ema": True, "learningRate": 1e-3}) for name in OTHERS}
     return [
-        *(Case(name, whole, engine, zero_holds, changes=True) for name, engine in STAGES.items()),
+        *(Case(name, whole, engine, zero_holds, changes=name in CHANGE) for name, engine in STAGES.items()),
         Case("bf16", half, STAGES[LEAST], zero_holds),
         *(Case(name, run, STAGES[LEAST], zero_holds, before=2, after=1) for name, run in others.items()),
     ]
@@ -62,7 +65,7 @@ def test_it_goes_on_from_its_checkpoint_to_the_bit(case: str, found: Callable[[s
     assert [one.resumed for one in found(case)] == [True, True]
 
 
-@pytest.mark.parametrize("case", STAGES)
+@pytest.mark.parametrize("case", CHANGE)
 def test_engines_go_on_from_each_others_checkpoints(case: str, found: Callable[[str], list[Found]]) -> None:
     check_changes(found(case))
 

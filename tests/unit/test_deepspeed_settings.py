@@ -15,8 +15,8 @@ from finetune_trainer.engines.deepspeed_settings import check_settings, deepspee
 from finetune_trainer.errors import ConfigurationError
 from support.training import make_run
 
-SD15 = 983_000_000
-"""Numbers of a Stable Diffusion 1.5's UNet and text encoder."""
+SDXL = 3_385_000_000
+"""Numbers of a Stable Diffusion XL's UNet and text encoders."""
 
 
 def engine(**fields: object) -> EngineSpec:
@@ -30,9 +30,10 @@ STAGE_3 = {
     "stage": 3,
     **BUCKETS,
     "stage3_param_persistence_threshold": 100_000,
+    "stage3_max_live_parameters": 100_000_000,
+    "stage3_max_reuse_distance": 100_000_000,
     "stage3_prefetch_bucket_size": 50_000_000,
 }
-LIVE = {"stage3_max_live_parameters": 100_000_000, "stage3_max_reuse_distance": 100_000_000}
 PINNED = {"device": "cpu", "pin_memory": True}
 DISK = {"device": "nvme", "pin_memory": True, "nvme_path": "/fast"}
 
@@ -44,26 +45,28 @@ DISK = {"device": "nvme", "pin_memory": True, "nvme_path": "/fast"}
         ({"zero_stage": 1}, {"stage": 1, **BUCKETS}),
         ({"offload_optimizer": "Cpu"}, {"stage": 2, **BUCKETS, "offload_optimizer": PINNED}),
         ({"zero_stage": 3}, STAGE_3),
-        (ALL_AWAY, {**STAGE_3, **LIVE, "offload_optimizer": PINNED, "offload_param": PINNED}),
-        (ON_DISK, {**STAGE_3, **LIVE, "offload_optimizer": DISK, "offload_param": DISK}),
+        (ALL_AWAY, {**STAGE_3, "offload_optimizer": PINNED, "offload_param": PINNED}),
+        (ON_DISK, {**STAGE_3, "offload_optimizer": DISK, "offload_param": DISK}),
     ],
 )
 def test_zero(fields: dict[str, object], zero: dict[str, object]) -> None:
     spec = make_run().training
-    assert deepspeed_config(engine(**fields), spec, "fp32", "cuda", SD15)["zero_optimization"] == zero
+    assert deepspeed_config(engine(**fields), spec, "fp32", "cuda", SDXL)["zero_optimization"] == zero
 
 
 def test_a_small_model_is_cut_too() -> None:
     """The bounds are those of a model of a hundred thousand numbers, none of which would be left alone otherwise."""
     zero: Any = deepspeed_config(engine(**ALL_AWAY), make_run().training, "fp32", "cpu", 100_001)["zero_optimization"]
     assert zero["stage3_param_persistence_threshold"] == 100
+    assert (zero["stage3_max_live_parameters"], zero["stage3_max_reuse_distance"]) == (10_000, 10_000)
+    assert zero["stage3_prefetch_bucket_size"] == 5_000
     assert (zero["reduce_bucket_size"], zero["allgather_bucket_size"]) == (100_001, 100_002)
     assert zero["offload_param"] == {"device": "cpu", "pin_memory": False}
 
 
 def test_what_else_it_is_told() -> None:
     spec = make_run(training={"batchSize": 3, "gradientAccumulationSteps": 2, "maxGradNorm": 0.5}).training
-    told = deepspeed_config(engine(), spec, "fp32", "cuda", SD15)
+    told = deepspeed_config(engine(), spec, "fp32", "cuda", SDXL)
     del told["zero_optimization"]
     assert told == {
         "train_micro_batch_size_per_gpu": 3,
@@ -73,11 +76,11 @@ def test_what_else_it_is_told() -> None:
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
     }
-    assert deepspeed_config(engine(), spec, "bf16", "cuda", SD15)["bf16"] == {
+    assert deepspeed_config(engine(), spec, "bf16", "cuda", SDXL)["bf16"] == {
         "enabled": True,
         "check_grad_overflow": True,
     }
-    assert deepspeed_config(engine(), spec, "fp16", "cuda", SD15)["fp16"] == {
+    assert deepspeed_config(engine(), spec, "fp16", "cuda", SDXL)["fp16"] == {
         "enabled": True,
         "loss_scale": 0,
         "initial_scale_power": 16,

@@ -16,8 +16,9 @@ LARGEST_BUCKET = 50_000_000
 """Gradients that travel together. DeepSpeed's own 500 million are for models a hundred times as large, and would take
 half of a small GPU's memory."""
 LIVE_PARAMETERS = 100_000_000
-"""Parameters that stage 3 keeps on the GPU at a time when they are offloaded. DeepSpeed's own bound of a thousand
-million is more than a whole Stable Diffusion has, so that nothing would ever leave."""
+"""Parameters that stage 3 keeps whole in each process at a time, and how far it looks ahead for those needed again; in
+a model of less than ten times as many a tenth of it. DeepSpeed's own bound of a thousand million is more than a whole
+Stable Diffusion has, so that nothing would ever leave."""
 LARGEST_WHOLE = 100_000
 """Parameters with fewer numbers stay whole in each process, as DeepSpeed has it: gathering them takes longer than they
 save memory. In a model so small that these would be most of it, those with fewer than a thousandth of its numbers."""
@@ -70,10 +71,11 @@ def deepspeed_config(
         zero["offload_optimizer"] = _place(engine, engine.offload_optimizer, device)
     if stage == 3:
         zero["stage3_param_persistence_threshold"] = min(LARGEST_WHOLE, parameters // 1000)
-        zero["stage3_prefetch_bucket_size"] = min(LARGEST_BUCKET, parameters)
+        live = min(LIVE_PARAMETERS, parameters // 10)
+        zero["stage3_max_live_parameters"] = zero["stage3_max_reuse_distance"] = live
+        zero["stage3_prefetch_bucket_size"] = live // 2
     if engine.offload_parameters != "None":
         zero["offload_param"] = _place(engine, engine.offload_parameters, device)
-        zero["stage3_max_live_parameters"] = zero["stage3_max_reuse_distance"] = LIVE_PARAMETERS
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": spec.batch_size,
         "gradient_accumulation_steps": spec.gradient_accumulation_steps,
