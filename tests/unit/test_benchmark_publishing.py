@@ -56,6 +56,7 @@ def test_what_is_published_takes_the_place_of_the_same_cases_alone(tmp_path: Pat
     assert kept[SCRIPT.key].measured == Measured(4.0, 0.1235, 50, 9.0, 2.0, 0.1235, 1, 0)
     assert kept[OURS.key].measured.step == 0.05
     assert kept[failed.case] == failed
+    assert len(kept_in(figures)) == 3, "one round of each"
     assert len(json.loads(figures.read_text())["machines"]) == 2
 
     text = docs.read_text()
