@@ -114,12 +114,12 @@ def test_prometheus_has_loss_and_step(lora: Done, prometheus: Prometheus) -> Non
 
 def test_every_panel_of_the_dashboard_has_data(lora: Done, prometheus: Prometheus) -> None:
     start, end = _span(lora.job)
-    empty = [
-        f"{title}: {promql}"
+    empty = {
+        title
         for title, promql in dashboard_queries(namespace=lora.namespace.name, finetunejob="figure")
         if not prometheus.query_range(promql, start=start, end=end)
-    ]
-    assert empty == []
+    }
+    assert empty == {"Model FLOPs utilisation"}, "on a CPU there is none, and no other panel is empty"
 
 
 def _span(job: dict[str, Any]) -> tuple[float, float]:

@@ -70,7 +70,8 @@ class Process:
     def stop(self) -> None:
         """Asks it to stop, if there is one."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGINT)
+            # not SIGINT: what a script starts in the background is born deaf to it
+            self._process.send_signal(signal.SIGTERM)
 
 
 def compare(wishes: Wishes, settings: Settings) -> None:
