@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from finetune_trainer.data.samples import Batch
 from finetune_trainer.engines import Engine
 from finetune_trainer.engines.captured import CapturedEngine
 from finetune_trainer.engines.compiled import CompiledEngine
+from finetune_trainer.engines.copies import Snapshot
 from finetune_trainer.engines.eager import EagerEngine
 from finetune_trainer.engines.recording import CudaGraphs, RecordingFailed
 from support.method_cases import METHODS
@@ -155,6 +157,25 @@ def test_drawing_in_between_disturbs_nothing(tiny_sd: Path, pictures: Path) -> N
         torch.empty(2**28, device="cuda").fill_(float("nan"))
     found += losses_of(disturbed, first=2, steps=STEPS - 2)
     assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("case", METHODS)
+def test_nothing_that_a_recording_reads_is_let_go(
+    case: str, precision: str, tiny_sd: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch sees it, before each repetition: a graph holds addresses and no tensors."""
+    monkeypatch.setattr(torch.cuda, "graph", partial(torch.cuda.graph, check_input_liveness=True))
+    one = taken(CapturedEngine(CUDA), case, tiny_sd, pictures, precision=precision)
+    found = losses_of(one, steps=2)
+    with one.engine.averaged():
+        one.engine.weights()
+    with Snapshot(CUDA) as snapshot:
+        state = one.engine.state()
+    found += losses_of(one, first=2, steps=2)
+    snapshot.wait()
+    assert state.weights.keys() == one.engine.weights().keys()
+    assert len(set(found)) == len(found)
 
 
 def test_a_compiled_denoiser_inside_of_a_graph(tiny_sd: Path, pictures: Path, tmp_path: Path) -> None:
