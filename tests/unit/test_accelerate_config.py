@@ -11,6 +11,7 @@ import pytest
 import yaml
 from finetune_api import ExitCode
 from finetune_trainer.accelerate_config import Translation, translated
+from finetune_trainer.accelerate_files import spec_of
 from finetune_trainer.cli import app
 from finetune_trainer.errors import ConfigurationError
 from typer.testing import CliRunner
@@ -259,3 +260,10 @@ def test_the_command_says_what_is_wrong(text: str, complaint: str, tmp_path: Pat
     assert result.exit_code == ExitCode.BAD_CONFIGURATION
     assert complaint in result.stderr
     assert CliRunner().invoke(app, ["from-accelerate", str(tmp_path / "none")]).exit_code == ExitCode.BAD_CONFIGURATION
+
+
+def test_a_file_that_is_missing_is_named_once(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    with pytest.raises(ConfigurationError) as raised:
+        spec_of(file)
+    assert str(raised.value) == f"{file}: cannot be read: No such file or directory"

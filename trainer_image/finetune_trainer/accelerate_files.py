@@ -40,7 +40,9 @@ def _read(file: Path) -> dict[str, object]:
         text = file.read_text("utf-8")
         # YAML 1.1 has other numbers than JSON: 1e-6 is a text there
         document = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise ConfigurationError(f"{file}: cannot be read: {error.strerror}") from error
+    except (ValueError, yaml.YAMLError) as error:
         raise ConfigurationError(f"{file}: cannot be read: {first_line(error)}") from error
     if not isinstance(document, dict):
         raise ConfigurationError(f"{file}: has no fields, so it is no configuration of accelerate")
