@@ -60,8 +60,11 @@ def train_cell(run: TrainingRun, seat: Seat | None, model: Path, pictures: Path,
     forget_group()
     team = join(seat, torch.device("cpu"))
     team.meet(lambda: False)
-    family, outcome = train_once(run, model, pictures, folder, team=team)
-    team.close()
+    try:
+        family, outcome = train_once(run, model, pictures, folder, team=team)
+    finally:
+        # the next cell is another group's
+        team.close()
     # what a technique starts from is drawn from the seed: installed once more, it is as it was before the first step
     before = load_family(model, torch.device("cpu"))
     groups = [group for method in make_methods(run.method, 0) for group in method.install(before, NoFiles())]
