@@ -164,7 +164,7 @@ def train_once(
             kept,
             listener,
             lambda: "Training" in listener.messages and should_stop(),
-            team,
+            team=team,
             duties=duties_of(family),
             background=background,
         )

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from finetune_api import TrainingRun
 from finetune_api.methods import TokenSpec
 from finetune_api.resolve import prior_of
 
+from finetune_trainer.attempt import Attempt
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.telemetry.efficiency import Efficiency
 from finetune_trainer.training.loss import MIN_SNR_GAMMA
-
-if TYPE_CHECKING:
-    from finetune_trainer.run import Inputs
 
 
 def settings_of(run: TrainingRun, total_steps: int) -> dict[str, object]:
@@ -43,10 +39,9 @@ def settings_of(run: TrainingRun, total_steps: int) -> dict[str, object]:
     return rows
 
 
-def provenance_of(
-    run: TrainingRun, digest: str, inputs: Inputs, pictures: PictureSet, device: str
-) -> dict[str, object]:
-    """Label → value. `digest` is the SHA-256 of the TrainingRun."""
+def provenance_of(attempt: Attempt, pictures: PictureSet, device: str) -> dict[str, object]:
+    """Label → value; `pictures` are the user's, and `device` is what was trained on, for people."""
+    run, inputs = attempt.run, attempt.inputs
     rows: dict[str, object] = {
         "Base model": run.base_model.uri,
         "Its revision": inputs.model.revision,
@@ -56,7 +51,7 @@ def provenance_of(
         rows["Judged by"] = f"{run.judgement.encoder_uri} ({inputs.encoder.revision})"
     return rows | {
         "Run": f"{run.identity.namespace}/{run.identity.name}, {run.identity.uid}",
-        "Settings' digest": f"sha256:{digest}",
+        "Settings' digest": f"sha256:{attempt.digest}",
         "Device": device,
         "torch": torch.__version__,
     }

@@ -4,11 +4,11 @@ drawing and training."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from finetune_api import TrainingRun
 
+from finetune_trainer.attempt import Inputs
 from finetune_trainer.data.dataset import Dataset, read_dataset
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.device import compute_deterministically, device_of
@@ -17,9 +17,6 @@ from finetune_trainer.families import Family, load_family
 from finetune_trainer.group.seat import Seat
 from finetune_trainer.methods import Method, make_methods
 from finetune_trainer.training.checking import check_training
-
-if TYPE_CHECKING:
-    from finetune_trainer.run import Inputs
 
 
 @dataclass(frozen=True)

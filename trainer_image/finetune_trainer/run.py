@@ -15,6 +15,7 @@ from finetune_api.progress import Judgement
 from rich.console import Console
 from rich.markup import escape
 
+from finetune_trainer.attempt import Attempt, Inputs
 from finetune_trainer.credentials import Role, load_credentials
 from finetune_trainer.errors import Interrupted
 from finetune_trainer.importing import without_collections
@@ -32,8 +33,8 @@ from finetune_trainer.publish.store import Store, open_store
 from finetune_trainer.publish.transaction import RUN, Published, Transaction
 from finetune_trainer.settings import Settings
 from finetune_trainer.signals import Stop
-from finetune_trainer.sources import LocalModel, fetch_encoder, fetch_model, fetch_pictures
-from finetune_trainer.sources.files import StartingFiles, fetch_files
+from finetune_trainer.sources import fetch_encoder, fetch_model, fetch_pictures
+from finetune_trainer.sources.files import fetch_files
 from finetune_trainer.telemetry.listener import Listener, Listeners
 
 if TYPE_CHECKING:
@@ -41,18 +42,6 @@ if TYPE_CHECKING:
 
 
 SECONDS_BETWEEN_LOOKS = 0.5
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a run starts from, on this machine."""
-
-    model: LocalModel
-    pictures: Path
-    files: StartingFiles
-    """What the technique starts from."""
-    encoder: LocalModel | None
-    """What judges; None where no encoder is named."""
 
 
 @dataclass(frozen=True)
@@ -107,39 +96,31 @@ def perform(
         should_stop.last_words.append(lambda: journal.close(ExitCode.INTERRUPTED, "the grace was over"))
         transaction.tidy(None)
         listeners = Listeners([listener, journal])
-        published = _publish(run, digest, store, transaction, journal, work, settings, listeners, should_stop)
+        inputs = _fetch(run, settings, listeners, should_stop)
+        attempt = Attempt(run, digest, inputs, work, store, settings, listeners, should_stop)
+        published = _publish(attempt, transaction, journal)
     return _finished(published, store, again=False)
 
 
-def _publish(
-    run: TrainingRun,
-    digest: str,
-    store: Store,
-    transaction: Transaction,
-    journal: Journal,
-    work: Path,
-    settings: Settings,
-    listener: Listener,
-    should_stop: Stop,
-) -> Published:
-    inputs = _fetch(run, settings, listener, should_stop)
-    # torch takes seconds to import; whoever is told of a wrong bucket above need not wait for it
+def _publish(attempt: Attempt, transaction: Transaction, journal: Journal) -> Published:
+    run, settings, listener = attempt.run, attempt.settings, attempt.listener
+    # torch takes seconds to import; whoever is told of a wrong bucket before need not wait for it
     with without_collections():
         from finetune_trainer.making import make
 
-    made = make(run, digest, inputs, work, store, settings, journal, listener, should_stop)
+    made = make(attempt, journal)
 
     listener.stage("Publishing")
     transaction.tidy(None)
     (made.folder / RUN).write_text(run.to_json(), "utf-8")
     files = transaction.upload(made.folder, lambda done, total: listener.work(done, total, "files"))
-    exports, exported = Exports(store, run.identity.uid, digest, settings.attempt).found(made.steps)
+    exports, exported = Exports(attempt.store, run.identity.uid, attempt.digest, settings.attempt).found(made.steps)
     manifest = Manifest(
         run=run.identity,
-        run_sha256=digest,
+        run_sha256=attempt.digest,
         attempt=settings.attempt,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        base_model=ManifestInput(uri=run.base_model.uri, revision=inputs.model.revision),
+        base_model=ManifestInput(uri=run.base_model.uri, revision=attempt.inputs.model.revision),
         dataset=ManifestInput(uri=run.dataset.uri, revision=f"sha256:{made.pictures_sha256}", files=made.picture_count),
         training=_training(made),
         attempts=journal.attempts(),
@@ -152,7 +133,7 @@ def _publish(
     )
     published = transaction.commit(manifest)
     transaction.tidy(published)
-    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(attempt.work, ignore_errors=True)
     listener.stage("Done")
     return published
 
@@ -169,7 +150,8 @@ def accompany(run: TrainingRun, digest: str, settings: Settings, listener: Liste
     with without_collections():
         from finetune_trainer.making import help_making
 
-    help_making(run, digest, inputs, settings.work(run.identity.uid), store, settings, listener, should_stop)
+    work = settings.work(run.identity.uid)
+    help_making(Attempt(run, digest, inputs, work, store, settings, listener, should_stop))
     while not should_stop():
         time.sleep(SECONDS_BETWEEN_LOOKS)
     raise Interrupted("stopped while rank 0 makes pictures of what was trained; the same run goes on from there")

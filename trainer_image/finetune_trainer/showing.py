@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from finetune_api import TrainingRun
 from PIL import Image
 
+from finetune_trainer.attempt import Attempt
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.describing import efficiency_of, provenance_of, settings_of
 from finetune_trainer.evaluation.contact_sheet import contact_sheet
@@ -18,17 +17,12 @@ from finetune_trainer.publish.journal import Journal
 from finetune_trainer.telemetry.efficiency import Efficiency
 from finetune_trainer.training.loop import TrainOutcome
 
-if TYPE_CHECKING:
-    from finetune_trainer.run import Inputs
-
 SHOWN_TRAINING_PICTURES = 12
 
 
 def show_results(
     folder: Path,
-    run: TrainingRun,
-    digest: str,
-    inputs: Inputs,
+    attempt: Attempt,
     pictures: PictureSet,
     device: str,
     outcome: TrainOutcome,
@@ -39,12 +33,12 @@ def show_results(
     """Writes pictures/, contact_sheet.png, report.html and data_report.json into `folder`.
 
     Args:
-        digest: SHA-256 of the TrainingRun.
         pictures: the user's.
         device: what was trained on, for people.
         journal: what is known of earlier attempts.
         efficiency: of this attempt.
     """
+    run = attempt.run
     shown = [picture.load() for picture in pictures.pictures[:SHOWN_TRAINING_PICTURES]]
     _save_pictures(folder / "pictures", drawn.before, drawn.after)
     title = f"{run.identity.name}: {run.method.name} of {run.base_model.uri}"
@@ -56,7 +50,7 @@ def show_results(
         training_pictures=shown,
         losses=outcome.losses,
         settings=settings_of(run, outcome.total_steps),
-        provenance=provenance_of(run, digest, inputs, pictures, device) | {"Attempts": journal.summary()},
+        provenance=provenance_of(attempt, pictures, device) | {"Attempts": journal.summary()},
         learning_rates=outcome.learning_rates,
         skipped=outcome.skipped,
         dataset=outcome.data.rows(),

@@ -78,6 +78,7 @@ def train(
     checkpoints: Checkpoints | None,
     listener: Listener,
     should_stop: Callable[[], bool],
+    *,
     team: Team = ALONE,
     files: Files | None = None,
     duties: Sequence[Duty] = (),
@@ -146,15 +147,15 @@ def train(
         course = Course(
             engine,
             module,
-            family.device,
-            Roster(duties, team, total),
-            history,
-            checkpoints,
-            run.checkpoints,
-            digests,
-            listener,
-            team,
-            stack.enter_context(Background()) if background is None else background,
+            device=family.device,
+            roster=Roster(duties, team, total),
+            history=history,
+            checkpoints=checkpoints,
+            often=run.checkpoints,
+            digests=digests,
+            listener=listener,
+            team=team,
+            background=stack.enter_context(Background()) if background is None else background,
         )
         resumed_from = course.resume()
         _keep(plan, plan_file, team, listener)
@@ -178,17 +179,17 @@ def train(
     if not interrupted:
         course.settle()
     return TrainOutcome(
-        course.step,
-        total,
-        history.loss,
-        interrupted,
-        history.past.losses,
-        history.past.learning_rates,
-        resumed_from,
-        course.saved_step,
-        course.best.step if course.best is not None else None,
-        skips.count,
-        samples.report,
+        step=course.step,
+        total_steps=total,
+        loss=history.loss,
+        interrupted=interrupted,
+        losses=history.past.losses,
+        learning_rates=history.past.learning_rates,
+        resumed_from_step=resumed_from,
+        saved_step=course.saved_step,
+        best_step=course.best.step if course.best is not None else None,
+        skipped=skips.count,
+        data=samples.report,
     )
 
 
