@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from finetune_api.engine import EngineSpec
+from finetune_api.engine import ZERO_STAGE, EngineSpec
 
 from finetune_trainer.engines.adamw_8bit import BLOCK, SMALLEST
+from finetune_trainer.engines.deepspeed_settings import LIVE_PARAMETERS
 
 FLOAT = 4
 """Bytes of a float32 number: what trained weights and gradients are, but for those in bf16, and averages always."""
@@ -23,9 +24,6 @@ HALF = 2
 PASSING = 2
 """Tensors as large as the largest one that is kept, which exist for a moment in the backward pass: a layer's incoming
 and outgoing gradient."""
-LIVE_PARAMETERS = 100_000_000
-"""Numbers of which a sharding engine has all at a time: engines.deepspeed_settings keeps so many, and FSDP2 a unit or
-two."""
 
 
 @dataclass(frozen=True)
@@ -144,11 +142,12 @@ def predict(
     weights = described.frozen + gradients
     state = sum(state_bytes(described.optimizer, shape) for shape in described.trained)
     average = described.numbers * FLOAT * described.ema
+    whole = Prediction(weights, state, average, backward)
     if engine.kind == "Sharded":
-        return _sharded(described, engine, processes, weights, state, average, backward)
+        return _sharded(described, engine, processes, whole)
     if engine.kind == "DeepSpeed":
-        return _partitioned(described, engine, processes, weights, state, average, backward)
-    return Prediction(weights, state, average, max(backward, update))
+        return _partitioned(described, engine, processes, whole)
+    return replace(whole, working=max(backward, update))
 
 
 def _backward(described: Description, samples: float, checkpointing: bool, carried: float) -> float:
@@ -194,39 +193,27 @@ def update_bytes(described: Description) -> float:
     return FLOAT * described.largest * max(copies, 2 * described.ema)
 
 
-def _sharded(
-    described: Description,
-    engine: EngineSpec,
-    processes: int,
-    weights: float,
-    state: float,
-    average: float,
-    backward: float,
-) -> Prediction:
-    """FSDP2: a share of everything, and whole parameters where they are needed."""
-    on_device = 0 if engine.offload_parameters == "Cpu" else 1 / processes
-    whole = min(weights, LIVE_PARAMETERS * FLOAT)
-    shares = (weights * on_device + whole, state * on_device, average * on_device)
-    return Prediction(*shares, max(backward, described.numbers * FLOAT * on_device))
+def _sharded(described: Description, engine: EngineSpec, processes: int, whole: Prediction) -> Prediction:
+    """FSDP2: a share of everything that is `whole` in one process, and whole parameters where they are needed: a unit
+    or two, which are about as many as ZeRO keeps."""
+    share = 0 if engine.offload_parameters == "Cpu" else 1 / processes
+    live = min(whole.weights, LIVE_PARAMETERS * FLOAT)
+    return Prediction(
+        weights=whole.weights * share + live,
+        optimizer=whole.optimizer * share,
+        average=whole.average * share,
+        working=max(whole.working, described.numbers * FLOAT * share),
+    )
 
 
-def _partitioned(
-    described: Description,
-    engine: EngineSpec,
-    processes: int,
-    weights: float,
-    state: float,
-    average: float,
-    backward: float,
-) -> Prediction:
-    """ZeRO: stage 1 cuts the optimizer's state, 2 the gradients too, 3 the parameters too. Parameters that compute
-    are of the precision, and the optimizer keeps its own in float32."""
-    stage = engine.zero_stage or 2
+def _partitioned(described: Description, engine: EngineSpec, processes: int, whole: Prediction) -> Prediction:
+    """ZeRO: stage 1 cuts the optimizer's state, which is `whole` in one process, 2 the gradients too, 3 the parameters
+    too. Parameters that compute are of the precision, and the optimizer keeps its own in float32."""
+    stage = engine.zero_stage or ZERO_STAGE
     masters = described.numbers * FLOAT
-    if described.half:
-        weights -= masters / 2
-    held = 0.0 if engine.offload_optimizer != "None" else (state + masters) / processes
+    weights = whole.weights - masters / 2 if described.half else whole.weights
+    held = 0.0 if engine.offload_optimizer != "None" else (whole.optimizer + masters) / processes
     if stage == 3:
         live = min(weights, LIVE_PARAMETERS * FLOAT)
         weights = live if engine.offload_parameters != "None" else weights / processes + live
-    return Prediction(weights, held, average / processes, backward)
+    return Prediction(weights, held, whole.average / processes, whole.working)

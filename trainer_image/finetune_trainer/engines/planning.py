@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from finetune_api.engine import EngineKind, EngineSpec
+from finetune_api.engine import ZERO_STAGE, EngineKind, EngineSpec
 from finetune_api.training_run import ResolvedTraining
 
 from finetune_trainer.engines.memory import Description, predict
@@ -116,7 +116,7 @@ class Plan:
         engine = self.engine
         parts = [
             engine.kind,
-            f"ZeRO-{engine.zero_stage or 2}" if engine.kind == "DeepSpeed" else "",
+            f"ZeRO-{engine.zero_stage or ZERO_STAGE}" if engine.kind == "DeepSpeed" else "",
             f"optimizer on {PLACES[engine.offload_optimizer]}" if engine.offload_optimizer != "None" else "",
             f"parameters on {PLACES[engine.offload_parameters]}" if engine.offload_parameters != "None" else "",
             "activations computed twice" if self.checkpointing else "",
