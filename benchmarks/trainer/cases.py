@@ -18,7 +18,6 @@ ALLOCATOR_CAP = int(7.25 * 2**30)
 """Bytes that torch may hold on the GPU in a small case."""
 DEVICE_CAP = 8 * 2**30
 """Bytes by which the use of the GPU may rise then, all that is not torch's included."""
-SCRIPTS: tuple[Side, ...] = ("script", "tuned")
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,9 @@ class Case:
         parts += [f"checkpoint-every-{self.checkpoint_every}"] if self.checkpoint_every else []
         return "/".join([*parts, *(["warm"] if self.warm else [])])
 
-    def by(self, side: Side, engine: str = "Auto") -> Case:
-        """The same training by another side."""
-        return replace(self, side=side, engine=engine)
+    def by(self, side: Side) -> Case:
+        """The same training by a script, which has no engine to choose."""
+        return replace(self, side=side, engine="Auto")
 
 
 @dataclass(frozen=True)

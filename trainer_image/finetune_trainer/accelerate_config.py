@@ -66,6 +66,7 @@ OWN_FSDP = {
     "fsdp_version",
 }
 """How the engine does its work, which it knows for the models it has."""
+OFFLOADED = ("offload_optimizer", "offload_param")
 WHOLE_SHARD = {"FULL_SHARD", "1", "None"}
 
 
@@ -170,15 +171,15 @@ def _deepspeed(section: Mapping[str, object], file: Mapping[str, object] | None)
         return read_deepspeed(file)
     zero: dict[str, object] = {"stage": section.get("zero_stage", 2)}
     document: dict[str, object] = {"zero_optimization": zero}
-    for theirs, ours in (("offload_optimizer", "offload_optimizer"), ("offload_param", "offload_param")):
-        device = str(section.get(f"{theirs}_device", "none"))
+    for part in OFFLOADED:
+        device = str(section.get(f"{part}_device", "none"))
         if device != "none":
-            zero[ours] = {"device": device, "nvme_path": section.get(f"{theirs}_nvme_path")}
+            zero[part] = {"device": device, "nvme_path": section.get(f"{part}_nvme_path")}
     for name in ("gradient_clipping", "gradient_accumulation_steps"):
         if name in section:
             document[name] = section[name]
     known = {"zero_stage", "gradient_clipping", "gradient_accumulation_steps"}
-    known |= {f"{part}_{what}" for part in ("offload_optimizer", "offload_param") for what in ("device", "nvme_path")}
+    known |= {f"{part}_{what}" for part in OFFLOADED for what in ("device", "nvme_path")}
     _check_known(section, known | OWN_DEEPSPEED, "deepspeed_config.")
     return read_deepspeed(document)
 

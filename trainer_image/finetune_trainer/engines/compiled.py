@@ -22,7 +22,6 @@ from torch._dynamo.exc import TorchDynamoException
 from finetune_trainer.data.disk_cache import DiskCache
 from finetune_trainer.data.samples import Batch
 from finetune_trainer.engines.captured import CapturedEngine
-from finetune_trainer.engines.recording import Recorder
 from finetune_trainer.engines.static_batches import Signature, signature_of
 from finetune_trainer.methods.base import ParameterGroup
 
@@ -36,19 +35,13 @@ class CompiledEngine(CapturedEngine):
     """Implements Engine. Sums may be rounded another way than the reference's. Where torch cannot compile the model the
     steps are captured as they are, and the log says so."""
 
-    def __init__(
-        self,
-        device: torch.device,
-        cache: Path | None,
-        recorder: Recorder | None = None,
-        backend: str = "inductor",
-    ) -> None:
+    def __init__(self, device: torch.device, cache: Path | None, backend: str = "inductor") -> None:
         """
         Args:
             cache: where other trainings keep what they compiled; None: nowhere.
             backend: torch's compiler.
         """
-        super().__init__(device, recorder)
+        super().__init__(device)
         self._cache = DiskCache(cache / "compiled") if cache is not None else None
         self._backend = backend
 
