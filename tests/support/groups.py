@@ -10,6 +10,7 @@ import subprocess
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -218,6 +219,12 @@ class GroupPod:
         """As if the machine did it: the supervisor first, or it would notice."""
         for each in (psutil.Process(self.process.pid), *self.ranks):
             each.send_signal(number)
+
+    def bury(self) -> None:
+        """Nothing of it goes on, whatever became of it."""
+        with suppress(psutil.NoSuchProcess):
+            self.signal_all(signal.SIGKILL)
+        self.process.wait(30)
 
 
 def start_group(pods: Sequence[Pod]) -> list[GroupPod]:

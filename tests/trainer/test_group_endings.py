@@ -6,7 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +42,8 @@ def spec_of(s3: S3Server, bucket: str, model: Path, steps: int, **engine: int) -
 def started(cleaner: ExitStack, *pods: Pod) -> list[GroupPod]:
     group = start_group(pods)
     for member in group:
-        cleaner.callback(bury, member)
+        cleaner.callback(member.bury)
     return group
-
-
-def bury(member: GroupPod) -> None:
-    with suppress(psutil.NoSuchProcess):
-        for process in (psutil.Process(member.process.pid), *member.ranks):
-            process.kill()
-    member.process.wait(30)
 
 
 def trains(line: dict[str, Any]) -> bool:

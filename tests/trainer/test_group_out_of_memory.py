@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from finetune_api import ExitCode
 from support.groups import GroupPod, start_group
@@ -73,15 +72,8 @@ def spec(s3: S3Server, bucket: str, pictures: Path, tiny_sd: Path) -> dict[str, 
 def started(spec: dict[str, Any], folder: Path, attempt: str, cleaner: ExitStack) -> list[GroupPod]:
     group = start_group([Pod(folder, spec, uid=f"{attempt}-{node}") for node in range(2)])
     for member in group:
-        cleaner.callback(bury, member)
+        cleaner.callback(member.bury)
     return group
-
-
-def bury(member: GroupPod) -> None:
-    with suppress(psutil.NoSuchProcess):
-        for process in (psutil.Process(member.process.pid), *member.ranks):
-            process.kill()
-    member.process.wait(30)
 
 
 def keys(s3: S3Server, bucket: str) -> list[str]:

@@ -6,40 +6,10 @@ from dataclasses import replace
 
 import pytest
 from finetune_api.engine import EngineKind, EngineSpec
-from finetune_trainer.engines.memory import Bytes, Description, Unit
 from finetune_trainer.engines.planning import Facts, Plan, choose, next_leaner, pays_to_compile, plans
+from support.engine_facts import GIB, GPU
 
-GIB = 2**30
-ALL: frozenset[EngineKind] = frozenset(("Eager", "Captured", "Compiled", "Replicated", "Sharded", "DeepSpeed"))
 TODAY: frozenset[EngineKind] = frozenset(("Eager", "Replicated"))
-UNITS = tuple(
-    Unit(before=Bytes(0, 0), saved=Bytes(0, GIB / 4), inputs=Bytes(0, GIB / 64), trained=215_000_000 // 2)
-    for _ in range(8)
-)
-WHOLE_MODEL = Description(
-    frozen=GIB,
-    trained=((860_000_000,),),
-    units=UNITS,
-    saved_last=Bytes(0, 0),
-    largest_saved=Bytes(0, GIB / 32),
-    samples=4,
-    micro_batches=1,
-    optimizer="AdamW",
-    ema=False,
-)
-"""Of 3.2 GiB of weights and as much each of gradients and two moments, 2 GiB of activations a sample."""
-GPU = Facts(
-    asked=EngineSpec(),
-    available=ALL,
-    device="cuda",
-    checkpointing=False,
-    steps=500,
-    processes=1,
-    samples=4,
-    numbers=860_000_000,
-    memory=80 * GIB,
-    described=WHOLE_MODEL,
-)
 CPU = replace(GPU, device="cpu", memory=None, described=None)
 
 

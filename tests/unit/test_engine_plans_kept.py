@@ -10,37 +10,11 @@ import torch
 from finetune_api.engine import EngineKind, EngineSpec
 from finetune_trainer.checkpoints.plan_file import PlanFile, from_json, to_json
 from finetune_trainer.engines.falling import PlanFailed, _is_out_of_memory, begin_again, carrying_out
-from finetune_trainer.engines.memory import Bytes, Description, Unit
 from finetune_trainer.engines.planning import Facts, Failure, Plan, choose, next_leaner, next_unrecorded, resume
 from finetune_trainer.errors import PeerLost, RunError
 from finetune_trainer.publish.file_store import FileStore
+from support.engine_facts import ALL, GIB, GPU
 
-GIB = 2**30
-ALL: frozenset[EngineKind] = frozenset(("Eager", "Captured", "Compiled", "Replicated", "Sharded", "DeepSpeed"))
-LARGE = Description(
-    frozen=GIB,
-    trained=((860_000_000,),),
-    units=tuple(Unit(Bytes(0, 0), Bytes(0, GIB / 4), Bytes(0, GIB / 64), 107_500_000) for _ in range(8)),
-    saved_last=Bytes(0, 0),
-    largest_saved=Bytes(0, GIB / 32),
-    samples=4,
-    micro_batches=1,
-    optimizer="AdamW",
-    ema=False,
-)
-"""19.3 GiB as it is, 14.3 GiB at the least where nothing is moved to the host."""
-GPU = Facts(
-    asked=EngineSpec(),
-    available=ALL,
-    device="cuda",
-    checkpointing=False,
-    steps=500,
-    processes=1,
-    samples=4,
-    numbers=860_000_000,
-    memory=80 * GIB,
-    described=LARGE,
-)
 NOT_PERMITTED = "CUDA error: operation not permitted when stream is capturing"
 
 
