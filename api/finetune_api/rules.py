@@ -270,38 +270,21 @@ class AmongWhen:
 
 @dataclass(frozen=True)
 class NotYet:
-    """`field` is part of the API but nothing carries it out yet: refused, never ignored.
-
-    `allowed` are the values that mean "as it is today" (for lists: every item must be one of them).
-    """
+    """`field` is part of the API but nothing carries it out yet: refused, never ignored."""
 
     field: str
     use: str
-    allowed: tuple[str | int | bool, ...] = ()
-    many: bool = False
 
     @property
     def message(self) -> str:
-        if not self.allowed:
-            return f"{self.field} is not carried out yet; {self.use}"
-        return f"{self.field} can only be {' or '.join(map(literal, self.allowed))} so far; {self.use}"
+        return f"{self.field} is not carried out yet; {self.use}"
 
     @property
     def cel(self) -> str:
-        if not self.allowed:
-            return f"!has(self.{self.field})"
-        values = f"[{', '.join(literal(a) for a in self.allowed)}]"
-        if self.many:
-            return f"!has(self.{self.field}) || self.{self.field}.all(x, x in {values})"
-        return f"!has(self.{self.field}) || self.{self.field} in {values}"
+        return f"!has(self.{self.field})"
 
     def holds(self, model: BaseModel) -> bool:
-        value = value_of(model, self.field)
-        if value is None or to_snake(self.field) not in model.model_fields_set:
-            return True
-        if isinstance(value, list | tuple):
-            return bool(self.allowed) and all(item in self.allowed for item in value)
-        return value in self.allowed
+        return value_of(model, self.field) is None or to_snake(self.field) not in model.model_fields_set
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from finetune_api.engine import EngineKind, EngineSpec
 from finetune_trainer.engines.planning import Facts, Plan, choose, next_leaner, pays_to_compile, plans
 from support.engine_facts import GIB, GPU
 
-TODAY: frozenset[EngineKind] = frozenset(("Eager", "Replicated"))
+PLAIN: frozenset[EngineKind] = frozenset(("Eager", "Replicated"))
 CPU = replace(GPU, device="cpu", memory=None, described=None)
 
 
@@ -32,7 +32,7 @@ def of(kind: EngineKind, **options: object) -> EngineSpec:
         (replace(CPU, asked=of("DeepSpeed")), "DeepSpeed, ZeRO-2", "as spec.engine.kind says"),
         # on a GPU, as far as it is there
         (GPU, "Captured", "a recorded step is the fastest"),
-        (replace(GPU, available=TODAY), "Eager", "one process"),
+        (replace(GPU, available=PLAIN), "Eager", "one process"),
         (replace(GPU, capturable=False), "Eager", "one process"),
         (replace(GPU, checkpointing=True), "Captured, activations computed twice", "a recorded step is the fastest"),
         (replace(GPU, checkpointing=True, capturable_twice=False), "Eager, activations computed twice", "one process"),
@@ -47,7 +47,7 @@ def of(kind: EngineKind, **options: object) -> EngineSpec:
         (replace(GPU, asked=of("DeepSpeed", zero_stage=1)), "DeepSpeed, ZeRO-1", "as spec.engine.kind says"),
         # and as far as it fits
         (replace(GPU, memory=21 * GIB), "Captured, micro-batches cut in 2", "Captured would take 19.3 GiB of 21.0 GiB"),
-        (replace(GPU, memory=18 * GIB, available=TODAY), "Eager, activations computed twice", "Eager would take"),
+        (replace(GPU, memory=18 * GIB, available=PLAIN), "Eager, activations computed twice", "Eager would take"),
         (
             replace(GPU, memory=8 * GIB),
             "DeepSpeed, ZeRO-3, optimizer on the host, parameters on the host, activations computed twice, "
@@ -55,7 +55,7 @@ def of(kind: EngineKind, **options: object) -> EngineSpec:
             "Captured would take",
         ),
         (
-            replace(GPU, memory=8 * GIB, available=TODAY),
+            replace(GPU, memory=8 * GIB, available=PLAIN),
             "Eager, activations computed twice, micro-batches cut in 4",
             "nothing is predicted to fit in 8.0 GiB; this is the leanest",
         ),
@@ -65,12 +65,12 @@ def of(kind: EngineKind, **options: object) -> EngineSpec:
             "as spec.engine.kind",
         ),
         (
-            replace(GPU, memory=19 * GIB, processes=4, available=TODAY),
+            replace(GPU, memory=19 * GIB, processes=4, available=PLAIN),
             "Replicated, activations computed twice",
             "a copy in each process",
         ),
         (
-            replace(GPU, described=None, available=TODAY),
+            replace(GPU, described=None, available=PLAIN),
             "Eager, activations computed twice, micro-batches cut in 4",
             "two samples alone, without gradients, did not fit",
         ),
@@ -113,7 +113,7 @@ def test_what_follows_is_leaner_each_time() -> None:
 
 
 def test_what_cannot_be_recorded_twice_is_not() -> None:
-    tried = fallen(replace(GPU, capturable_twice=False, available=TODAY | {"Captured"}))
+    tried = fallen(replace(GPU, capturable_twice=False, available=PLAIN | {"Captured"}))
     assert [plan.words for plan in tried] == [
         "Captured",
         "Captured, micro-batches cut in 4",

@@ -255,7 +255,7 @@ def _divisors(samples: int) -> list[int]:
 
 
 def _of_kind(asked: EngineSpec, kind: EngineKind, **options: object) -> EngineSpec:
-    # rules are for what people write: this may be an engine that they cannot ask for yet
+    # not checked: Auto has no options, and what is set here goes together
     return asked.model_copy(update={"kind": kind, **options})
 
 
