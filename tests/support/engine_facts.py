@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from finetune_api.engine import EngineKind, EngineSpec
-from finetune_trainer.engines.memory import Bytes, Description, Unit
-from finetune_trainer.engines.planning import Facts
+from finetune_trainer.planning.memory import Bytes, Description, Unit
+from finetune_trainer.planning.plans import Facts
 
 GIB = 2**30
 ALL: frozenset[EngineKind] = frozenset(("Eager", "Captured", "Compiled", "Replicated", "Sharded", "DeepSpeed"))

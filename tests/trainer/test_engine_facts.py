@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from finetune_trainer.engines import choosing
-from finetune_trainer.engines.choosing import gather_facts
-from finetune_trainer.engines.memory import Description
-from finetune_trainer.engines.planning import RESERVED, Facts
+from finetune_trainer.planning import gathering
+from finetune_trainer.planning.gathering import gather_facts
+from finetune_trainer.planning.memory import Description
+from finetune_trainer.planning.plans import RESERVED, Facts
 from support.prepared import prepared
 from support.training import Memory, make_run, train_once
 
@@ -29,7 +29,7 @@ def facts_of(model: Path, pictures: Path) -> Facts:
 
 def test_the_facts(tiny_sd: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert facts_of(tiny_sd, pictures).described is None, "a CPU's memory is not planned"
-    monkeypatch.setattr(choosing, "memory_of", lambda device: MANY)
+    monkeypatch.setattr(gathering, "memory_of", lambda device: MANY)
     facts = facts_of(tiny_sd, pictures)
     assert (facts.samples, facts.steps, facts.shapes, facts.latents, facts.memory) == (4, 3, 2, 2048, MANY)
     assert facts.described is not None
@@ -41,8 +41,8 @@ def test_what_is_looked_at_may_not_fit_either(tiny_sd: Path, pictures: Path, mon
     def full(*arguments: object) -> Description:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(choosing, "memory_of", lambda device: MANY)
-    monkeypatch.setattr(choosing, "describe", full)
+    monkeypatch.setattr(gathering, "memory_of", lambda device: MANY)
+    monkeypatch.setattr(gathering, "describe", full)
     assert facts_of(tiny_sd, pictures).described is None
 
 
@@ -58,7 +58,7 @@ def test_the_loop_does_what_was_planned(
     megabytes: int, does: str, tiny_sd: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, expected = train_once(RUN, tiny_sd, pictures, tmp_path / "expected")
-    monkeypatch.setattr(choosing, "memory_of", lambda device: RESERVED + megabytes * 2**20)
+    monkeypatch.setattr(gathering, "memory_of", lambda device: RESERVED + megabytes * 2**20)
     listener = Memory()
     _, outcome = train_once(RUN, tiny_sd, pictures, tmp_path / "planned", listener=listener)
     (told,) = listener.engines

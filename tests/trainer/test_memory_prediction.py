@@ -9,9 +9,9 @@ import pytest
 import torch
 from finetune_api import TrainingRun
 from finetune_api.engine import EngineSpec
-from finetune_trainer.engines.describing_memory import describe
 from finetune_trainer.engines.eager import EagerEngine
-from finetune_trainer.engines.memory import predict
+from finetune_trainer.planning.describing import describe
+from finetune_trainer.planning.memory import predict
 from support.allocations import bytes_of, peak_bytes
 from support.prepared import prepared
 from support.tiny_sdxl import build_tiny_sdxl
@@ -91,7 +91,7 @@ def test_a_model_with_two_text_encoders(pictures: Path, tmp_path: Path) -> None:
 
 def test_frozen_weights_in_half_precision(tiny_sd: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU."""
-    for place in ("engines.describing_memory", "engines.eager"):
+    for place in ("planning.describing", "engines.eager"):
         monkeypatch.setattr(f"finetune_trainer.{place}.half_for", lambda precision, device: torch.bfloat16)
     check("adapter, bf16", tiny_sd, pictures)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from finetune_api.engine import EngineSpec
-from finetune_trainer.engines.describing_memory import describe
 from finetune_trainer.engines.eager import EagerEngine
-from finetune_trainer.engines.memory import predict
+from finetune_trainer.planning.describing import describe
+from finetune_trainer.planning.memory import predict
 from support.prepared import prepared
 from test_memory_prediction import CASES, run_of
 

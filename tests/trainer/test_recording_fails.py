@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from finetune_trainer.cli import app
-from finetune_trainer.engines import falling
-from finetune_trainer.engines.choosing import gather_facts
-from finetune_trainer.engines.planning import Facts
 from finetune_trainer.engines.recording import RecordingFailed, being_recorded
 from finetune_trainer.errors import ConfigurationError
+from finetune_trainer.planning import falling
+from finetune_trainer.planning.gathering import gather_facts
+from finetune_trainer.planning.plans import Facts
 from safetensors.numpy import load_file
 from support.samples import BUCKETS, make_shapes
 from support.tape import Tape

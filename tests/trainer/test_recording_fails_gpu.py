@@ -8,8 +8,8 @@ import pytest
 import torch
 from finetune_trainer.engines.captured import CapturedEngine
 from finetune_trainer.engines.eager import EagerEngine
-from finetune_trainer.engines.falling import gpu_answers
 from finetune_trainer.engines.recording import CudaGraphs, RecordingFailed, being_recorded
+from finetune_trainer.planning.falling import gpu_answers
 from support.stepping import stepping
 from support.training import make_run
 

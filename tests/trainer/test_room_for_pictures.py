@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from finetune_trainer.engines.falling import PlanFailed
+from finetune_trainer.planning.falling import PlanFailed
 from support.duties import Scripted
 from support.tape import Tape
 from support.training import Memory, Trained, make_run, train_once

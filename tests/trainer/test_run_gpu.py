@@ -129,7 +129,7 @@ def test_what_does_not_fit_falls_to_a_leaner_plan_in_the_same_process(
     tmp_path: Path, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Planned for far more memory than there is: three quarters of what the chosen plan takes."""
-    monkeypatch.setattr("finetune_trainer.engines.choosing.memory_of", lambda device: 2**40)
+    monkeypatch.setattr("finetune_trainer.planning.gathering.memory_of", lambda device: 2**40)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("FINETUNE_LOG_FORMAT", "json")
     monkeypatch.chdir(tmp_path)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 from finetune_api import ExitCode
-from finetune_trainer.accelerate_config import Translation, translated
-from finetune_trainer.accelerate_files import spec_of
 from finetune_trainer.cli import app
 from finetune_trainer.errors import ConfigurationError
+from finetune_trainer.from_accelerate.configuration import Translation, translated
+from finetune_trainer.from_accelerate.files import spec_of
 from typer.testing import CliRunner
 
 WRITTEN = """

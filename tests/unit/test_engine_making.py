@@ -7,13 +7,14 @@ from typing import get_args
 import pytest
 import torch
 from finetune_api.engine import ONE_PROCESS, EngineKind, EngineSpec
-from finetune_trainer.engines import choosing, make_engine
-from finetune_trainer.engines.choosing import available_kinds, memory_of
+from finetune_trainer.engines import make_engine
 from finetune_trainer.engines.cutting import CuttingEngine
 from finetune_trainer.engines.eager import EagerEngine
 from finetune_trainer.engines.making import KINDS
 from finetune_trainer.errors import ConfigurationError
 from finetune_trainer.group.team import Alone
+from finetune_trainer.planning import gathering
+from finetune_trainer.planning.gathering import available_kinds, memory_of
 from support.training import make_run
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -72,7 +73,7 @@ def test_what_auto_may_choose_from(
     device: torch.device, optimizer: str, installed: bool, missing: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "finetune_trainer.engines.choosing.find_spec", lambda name: name if installed or name == "triton" else None
+        "finetune_trainer.planning.gathering.find_spec", lambda name: name if installed or name == "triton" else None
     )
     spec = make_run(training={"optimizer": {"name": optimizer}, "learningRate": 1}).training
     monkeypatch.setenv("CC", "cc")
@@ -92,8 +93,8 @@ def test_what_auto_may_choose_from(
 def test_without_a_compiler_for_triton_auto_does_not_compile(
     triton: bool, variable: str, found: str, compiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choosing, "find_spec", lambda name: name if triton or name != "triton" else None)
-    monkeypatch.setattr(choosing.shutil, "which", lambda name: f"/usr/bin/{name}" if name == found else None)
+    monkeypatch.setattr(gathering, "find_spec", lambda name: name if triton or name != "triton" else None)
+    monkeypatch.setattr(gathering.shutil, "which", lambda name: f"/usr/bin/{name}" if name == found else None)
     monkeypatch.setenv("CC", variable)
     spec = make_run(training={"steps": 1}).training
     assert ("Compiled" in available_kinds(GPU, spec)) == compiles

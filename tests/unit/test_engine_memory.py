@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from finetune_api.engine import EngineSpec
-from finetune_trainer.engines.memory import Bytes, Description, Unit, predict, state_bytes
+from finetune_trainer.planning.memory import Bytes, Description, Unit, predict, state_bytes
 
 FIRST = Unit(before=Bytes(0, 10), saved=Bytes(0, 100), inputs=Bytes(0, 1), trained=30)
 LAST = Unit(before=Bytes(0, 20), saved=Bytes(5, 200), inputs=Bytes(0, 2), trained=70)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from finetune_api.engine import EngineKind, EngineSpec
-from finetune_trainer.engines.planning import Facts, Plan, choose, next_leaner, pays_to_compile, plans
+from finetune_trainer.planning.plans import Facts, Plan, choose, next_leaner, pays_to_compile, plans
 from support.engine_facts import GIB, GPU
 
 PLAIN: frozenset[EngineKind] = frozenset(("Eager", "Replicated"))

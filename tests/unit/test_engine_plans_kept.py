@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from finetune_api.engine import EngineKind, EngineSpec
-from finetune_trainer.checkpoints.plan_file import PlanFile, from_json, to_json
-from finetune_trainer.engines.falling import PlanFailed, _is_out_of_memory, begin_again, carrying_out
-from finetune_trainer.engines.planning import Facts, Failure, Plan, choose, next_leaner, next_unrecorded, resume
 from finetune_trainer.errors import PeerLost, RunError
+from finetune_trainer.planning.falling import PlanFailed, _is_out_of_memory, begin_again, carrying_out
+from finetune_trainer.planning.plan_file import PlanFile, from_json, to_json
+from finetune_trainer.planning.plans import Facts, Failure, Plan, choose, next_leaner, next_unrecorded, resume
 from finetune_trainer.publish.file_store import FileStore
 from support.engine_facts import ALL, GIB, GPU
 

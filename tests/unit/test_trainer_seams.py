@@ -15,6 +15,7 @@ ENGINES = ("eager", "deepspeed", "zero_?[123]", "\\bddp\\b", "accelerate", "torc
     ("folder", "words"),
     [
         ("engines", METHODS),
+        ("planning", METHODS),
         ("checkpoints", METHODS),
         ("data", METHODS),
         ("training", METHODS),
@@ -25,11 +26,11 @@ ENGINES = ("eager", "deepspeed", "zero_?[123]", "\\bddp\\b", "accelerate", "torc
     ],
 )
 def test_what_a_room_does_not_know(folder: str, words: tuple[str, ...]) -> None:
-    files = sorted((ROOT / folder).glob("*.py"))
+    files = sorted((ROOT / folder).rglob("*.py"))
     assert files
     pattern = re.compile("|".join(words), re.IGNORECASE)
     strange = [
-        f"{path.name}:{number}: {line.strip()}"
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
         for path in files
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if pattern.search(line)

@@ -204,7 +204,7 @@ def from_accelerate(
     ],
 ) -> None:
     """Print spec.engine and spec.training for a configuration of accelerate."""
-    from finetune_trainer.accelerate_files import spec_of
+    from finetune_trainer.from_accelerate.files import spec_of
     from finetune_trainer.launch import exiting_on_errors
 
     with exiting_on_errors():

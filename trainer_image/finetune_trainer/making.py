@@ -12,12 +12,9 @@ from finetune_api.resolve import prior_of
 from finetune_trainer.attempt import Attempt
 from finetune_trainer.background import Background
 from finetune_trainer.checkpoints import Checkpoints
-from finetune_trainer.checkpoints.plan_file import PlanFile
 from finetune_trainer.data.class_images import ensure_class_images
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.device import device_name
-from finetune_trainer.engines.falling import PlanFailed, begin_again
-from finetune_trainer.engines.planning import Plan
 from finetune_trainer.errors import Interrupted
 from finetune_trainer.evaluation.found import Judgement
 from finetune_trainer.evaluation.judging import Judging, encoder_of
@@ -29,6 +26,9 @@ from finetune_trainer.generation.record import Source
 from finetune_trainer.generation.samples import draw_samples
 from finetune_trainer.group.team import join
 from finetune_trainer.methods import Method
+from finetune_trainer.planning.falling import PlanFailed, begin_again
+from finetune_trainer.planning.plan_file import PlanFile
+from finetune_trainer.planning.plans import Plan
 from finetune_trainer.preparing import prepare
 from finetune_trainer.publish.file_store import FileStore
 from finetune_trainer.publish.journal import Journal

@@ -78,8 +78,8 @@ OFFLOADING: tuple[EngineKind, ...] = ("DeepSpeed", "Sharded")
 def make_engine(
     spec: EngineSpec, device: torch.device, team: Team = ALONE, cuts: int = 1, cache: Path | None = None
 ) -> Engine:
-    """The engine for `spec` in the group `team`. Auto, which planning.choose decides on, is here the plainest one for
-    so many processes.
+    """The engine for `spec` in the group `team`. Auto, which planning.plans.choose decides on, is here the plainest one
+    for so many processes.
 
     Args:
         cuts: pieces that it gets each micro-batch in.

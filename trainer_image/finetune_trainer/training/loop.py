@@ -13,7 +13,6 @@ from finetune_api import TrainingRun
 
 from finetune_trainer.background import Background
 from finetune_trainer.checkpoints import Checkpoints
-from finetune_trainer.checkpoints.plan_file import PlanFile
 from finetune_trainer.data.ahead import Ahead
 from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.data.encoding import encode_views
@@ -22,14 +21,15 @@ from finetune_trainer.data.report import DataReport
 from finetune_trainer.data.samples import Batch, Samples
 from finetune_trainer.digests import sha256_of
 from finetune_trainer.engines import make_engine
-from finetune_trainer.engines.choosing import gather_facts
-from finetune_trainer.engines.falling import carrying_out
-from finetune_trainer.engines.planning import Facts, Plan, choose, resume
 from finetune_trainer.engines.precision import precision_of
 from finetune_trainer.errors import ConfigurationError, RunError
 from finetune_trainer.families.base import Family
 from finetune_trainer.group.team import ALONE, Team
 from finetune_trainer.methods import Files, Method, NoFiles, needs_of
+from finetune_trainer.planning.falling import carrying_out
+from finetune_trainer.planning.gathering import gather_facts
+from finetune_trainer.planning.plan_file import PlanFile
+from finetune_trainer.planning.plans import Facts, Plan, choose, resume
 from finetune_trainer.sources.files import starting_uris
 from finetune_trainer.telemetry.listener import EngineReport, Listener
 from finetune_trainer.training.arithmetic import ideal_seconds

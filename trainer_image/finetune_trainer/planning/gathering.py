@@ -16,10 +16,10 @@ from torch import nn
 
 from finetune_trainer.data.samples import Batch
 from finetune_trainer.engines.captured import not_capturable
-from finetune_trainer.engines.describing_memory import describe
 from finetune_trainer.engines.making import KINDS
-from finetune_trainer.engines.planning import Facts
 from finetune_trainer.methods.base import ParameterGroup
+from finetune_trainer.planning.describing import describe
+from finetune_trainer.planning.plans import Facts
 
 
 def gather_facts(
@@ -34,7 +34,7 @@ def gather_facts(
     device: torch.device,
     processes: int,
 ) -> Facts:
-    """Facts for planning.choose. On a GPU two forward passes are made, of one sample and of two.
+    """Facts for plans.choose. On a GPU two forward passes are made, of one sample and of two.
 
     Args:
         module: what is to be trained, not yet given to an engine.

@@ -20,10 +20,10 @@ from torch.utils._pytree import tree_leaves
 
 from finetune_trainer.data.samples import Batch, mapped
 from finetune_trainer.engines.halves import half_for, roundable
-from finetune_trainer.engines.memory import Bytes, Description, Unit
 from finetune_trainer.engines.precision import HALVES, Precision, autocast, precision_of
 from finetune_trainer.engines.trained_halves import half_trained
 from finetune_trainer.methods.base import ParameterGroup
+from finetune_trainer.planning.memory import Bytes, Description, Unit
 
 
 def describe(

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from finetune_trainer.deepspeed_json import DeepSpeedWishes, read_deepspeed
 from finetune_trainer.errors import ConfigurationError
+from finetune_trainer.from_accelerate.deepspeed_json import DeepSpeedWishes, read_deepspeed
 
 KINDS = {
     "NO": "Auto",

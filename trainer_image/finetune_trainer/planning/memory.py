@@ -2,7 +2,7 @@
 
 A step has two peaks: in the backward pass, where what the forward pass kept goes while gradients come, and in the
 update. What torch's allocator rounds up, and what cuDNN and cuBLAS take for themselves, is not in the figures; a
-margin for them is planning.py's.
+margin for them is plans.py's.
 """
 
 from __future__ import annotations

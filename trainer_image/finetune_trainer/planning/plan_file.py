@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from finetune_api.engine import EngineSpec
 
-from finetune_trainer.engines.planning import Failure, Plan
+from finetune_trainer.planning.plans import Failure, Plan
 from finetune_trainer.publish.store import Store
 
 NAME = "plan.json"

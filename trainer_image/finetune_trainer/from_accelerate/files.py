@@ -12,8 +12,8 @@ from finetune_api.engine import EngineSpec
 from finetune_api.training import TrainingSpec
 from pydantic import ValidationError
 
-from finetune_trainer.accelerate_config import translated
 from finetune_trainer.errors import ConfigurationError, first_line
+from finetune_trainer.from_accelerate.configuration import translated
 from finetune_trainer.problems import problems_of
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 from finetune_api.engine import ZERO_STAGE, EngineKind, EngineSpec
 from finetune_api.training_run import ResolvedTraining
 
-from finetune_trainer.engines.memory import Description, predict
+from finetune_trainer.planning.memory import Description, predict
 
 MARGIN = 1.1
 """Times the prediction: torch's allocator rounds up and leaves gaps."""

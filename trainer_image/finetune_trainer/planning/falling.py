@@ -15,10 +15,10 @@ from contextlib import contextmanager
 import torch
 from finetune_api.engine import OPTIMIZERS
 
-from finetune_trainer.checkpoints.plan_file import PlanFile
-from finetune_trainer.engines.planning import RECORDED, Facts, Plan, next_leaner, next_unrecorded
 from finetune_trainer.engines.recording import RecordingFailed
 from finetune_trainer.errors import ConfigurationError, PeerLost, RunError
+from finetune_trainer.planning.plan_file import PlanFile
+from finetune_trainer.planning.plans import RECORDED, Facts, Plan, next_leaner, next_unrecorded
 
 NO_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 """What torch says of memory that a library asked the driver for, past torch's own allocator."""

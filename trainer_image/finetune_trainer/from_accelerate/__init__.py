@@ -1,0 +1,1 @@
+"""`finetune from-accelerate`: a configuration of accelerate as spec.engine and spec.training."""

@@ -1,0 +1,1 @@
+"""Which engine executes a training, and what it does to fit: decided from facts, kept for the next attempt."""
