@@ -10,11 +10,9 @@ import torch
 from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from benchmarks.trainer.baseline import scaffold
 from benchmarks.trainer.baseline.class_pictures import draw_class_pictures
-from benchmarks.trainer.baseline.lora import encoded
 from benchmarks.trainer.baseline.options import CLASS_PROMPT, PROMPT, Options
 from benchmarks.trainer.baseline.pictures import DreamBoothPictures, collate
 from benchmarks.trainer.watch import Watch
@@ -55,7 +53,8 @@ def train(options: Options, watch: Watch) -> int:
     in_advance = options.tuned and not options.text_encoder
     parameters = list(chain.from_iterable(part.parameters() for part in trained))
     optimizer = scaffold.make_optimizer(parameters, RATE, options.tuned)
-    texts = [encoded(models, prompt, accelerator.device) for prompt in (PROMPT, CLASS_PROMPT)] if in_advance else []
+    prompts = (PROMPT, CLASS_PROMPT) if in_advance else ()
+    texts = [scaffold.encoded(models, prompt, accelerator.device) for prompt in prompts]
     text, class_text = texts or (None, None)
     pictures = DreamBoothPictures(
         options.pictures,
@@ -67,14 +66,7 @@ def train(options: Options, watch: Watch) -> int:
         CLASS_PROMPT,
         class_text,
     )
-    loader = DataLoader(
-        pictures,
-        batch_size=options.batch,
-        shuffle=True,
-        collate_fn=collate,
-        num_workers=options.workers,
-        persistent_workers=options.workers > 0,
-    )
+    loader = scaffold.make_loader(options, pictures, collate)
     rates = scaffold.constant_rate(optimizer, options.steps)
     if options.small and options.tuned and options.text_encoder:
         trained = [Both(*trained)]

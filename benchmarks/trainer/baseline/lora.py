@@ -8,7 +8,6 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from benchmarks.trainer.baseline import scaffold
 from benchmarks.trainer.baseline.options import CLASS_PROMPT, PROMPT, Options
@@ -37,18 +36,11 @@ def train(options: Options, watch: Watch) -> int:
     )
     parameters = [value for value in unet.parameters() if value.requires_grad]
     optimizer = scaffold.make_optimizer(parameters, RATE, options.tuned)
-    text = encoded(models, PROMPT, accelerator.device) if options.tuned else None
+    text = scaffold.encoded(models, PROMPT, accelerator.device) if options.tuned else None
     pictures = DreamBoothPictures(
         options.pictures, models.tokenizer, PROMPT, options.resolution, text, None, CLASS_PROMPT, None
     )
-    loader = DataLoader(
-        pictures,
-        batch_size=options.batch,
-        shuffle=True,
-        collate_fn=collate,
-        num_workers=options.workers,
-        persistent_workers=options.workers > 0,
-    )
+    loader = scaffold.make_loader(options, pictures, collate)
     rates = scaffold.constant_rate(optimizer, options.steps)
     unet, optimizer, loader, rates = accelerator.prepare(unet, optimizer, loader, rates)
     accelerator.register_save_state_pre_hook(only_adapters)
@@ -71,15 +63,6 @@ def train(options: Options, watch: Watch) -> int:
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(whole))
     StableDiffusionLoraLoaderMixin.save_lora_weights(save_directory=options.output, unet_lora_layers=layers)
     return skipped
-
-
-@torch.no_grad()
-def encoded(models: scaffold.Models, prompt: str, device: torch.device) -> Tensor:
-    """`--pre_compute_text_embeddings` (L1083-1114); [1, tokens, width] on the CPU, for the data loader."""
-    length = models.tokenizer.model_max_length
-    ids = models.tokenizer(prompt, truncation=True, padding="max_length", max_length=length, return_tensors="pt")
-    states: Tensor = models.text_encoder(ids.input_ids.to(device), return_dict=False)[0]
-    return states.cpu()
 
 
 def only_adapters(models: list[nn.Module], weights: list[object], folder: str) -> None:

@@ -29,11 +29,11 @@ REPEATS = 100
 """`--repeats` of textual_inversion.py."""
 
 
-def transform(picture: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BILINEAR) -> Tensor:
+def transform(picture: Image.Image, size: int) -> Tensor:
     """Shorter side to `size`, a random square of it, float32 [3, size, size] in -1 … 1 (D660-667)."""
     scale = size / min(picture.size)
     width, height = (max(size, round(side * scale)) for side in picture.size)
-    picture = picture.resize((width, height), resample)
+    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
     left, top = random.randint(0, width - size), random.randint(0, height - size)  # noqa: S311 - no secret
     values = torch.from_numpy(np.array(picture.crop((left, top, left + size, top + size)))).permute(2, 0, 1)
     return (values.contiguous().float() / 255 - 0.5) / 0.5

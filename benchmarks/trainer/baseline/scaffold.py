@@ -3,7 +3,7 @@ data loader that begins anew when it is through, checkpoints, and the scripts' o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -57,6 +58,31 @@ def make_optimizer(parameters: Iterable[nn.Parameter], rate: float, tuned: bool)
     return torch.optim.AdamW(
         parameters, lr=rate, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8, fused=True if tuned else None
     )
+
+
+def make_loader(
+    options: Options,
+    pictures: Dataset[dict[str, Any]],
+    collate: Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]] | None = None,
+) -> DataLoader[dict[str, Any]]:
+    """Batches in an order that is drawn anew for each pass; `collate` None: as torch stacks them."""
+    return DataLoader(
+        pictures,
+        batch_size=options.batch,
+        shuffle=True,
+        collate_fn=collate,
+        num_workers=options.workers,
+        persistent_workers=options.workers > 0,
+    )
+
+
+@torch.no_grad()
+def encoded(models: Models, prompt: str, device: torch.device) -> Tensor:
+    """`--pre_compute_text_embeddings` (L1083-1114); [1, tokens, width] on the CPU, for the data loader."""
+    length = models.tokenizer.model_max_length
+    ids = models.tokenizer(prompt, truncation=True, padding="max_length", max_length=length, return_tensors="pt")
+    states: Tensor = models.text_encoder(ids.input_ids.to(device), return_dict=False)[0]
+    return states.cpu()
 
 
 def constant_rate(optimizer: Optimizer, steps: int) -> Any:  # noqa: ANN401 - torch's schedulers, by Diffusers

@@ -6,7 +6,6 @@ from __future__ import annotations
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from benchmarks.trainer.baseline import scaffold
 from benchmarks.trainer.baseline.options import INITIALIZER, PLACEHOLDER, Options
@@ -30,13 +29,7 @@ def train(options: Options, watch: Watch) -> int:
         part.requires_grad_(False)
     optimizer = scaffold.make_optimizer(encoder.get_input_embeddings().parameters(), RATE, options.tuned)
     pictures = TextualInversionPictures(options.pictures, tokenizer, PLACEHOLDER, options.resolution)
-    loader = DataLoader(
-        pictures,
-        batch_size=options.batch,
-        shuffle=True,
-        num_workers=options.workers,
-        persistent_workers=options.workers > 0,
-    )
+    loader = scaffold.make_loader(options, pictures)
     rates = scaffold.constant_rate(optimizer, options.steps)
     encoder.train()
     encoder, optimizer, loader, rates = accelerator.prepare(encoder, optimizer, loader, rates)
