@@ -6,7 +6,7 @@ from finetune_trainer.engines import NonFiniteLoss
 from finetune_trainer.engines.precision import Precision
 
 TOLD = 3
-"""Of these each is told; afterwards the second, fourth, eighth …, so that a log stays readable."""
+"""The first ones are told each; afterwards the 4th, 8th, 16th …, so that a log stays readable."""
 MOST_IN_A_ROW = {"fp32": 3, "bf16": 3, "fp16": 10}
 """With fp16 some are as it should be: the factor of the loss begins too large, and is tried larger now and then."""
 
