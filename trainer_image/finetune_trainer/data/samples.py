@@ -70,10 +70,10 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PictureOrder:
     """Which of the user's pictures come when, and in which shape."""
 
-    order: BucketOrder
+    buckets: BucketOrder
     shapes: Sequence[Shape]
     """Of each item of the latents; items of a micro-batch share theirs."""
 
@@ -97,7 +97,7 @@ class Samples:
         self,
         family: Family,
         instances: Stream,
-        plan: Plan,
+        order: PictureOrder,
         classes: Stream | None,
         text: TextCache,
         seed: int,
@@ -111,7 +111,7 @@ class Samples:
     ) -> None:
         """
         Args:
-            instances: the user's pictures, in the order of `plan`.
+            instances: the user's pictures, in that `order`.
             classes: class pictures, as many in each micro-batch as the user's; their shape is theirs.
             batch_size: samples of each stream in a micro-batch of one process.
             accumulation: micro-batches of an optimizer step.
@@ -122,7 +122,7 @@ class Samples:
             digests: SHA-256 of what of the user's is trained on, by what it is.
             report: on the same.
         """
-        self._family, self._plan = family, plan
+        self._family, self._order = family, order
         self._streams = (instances,) if classes is None else (instances, classes)
         self._text, self._seed, self._noise_offset = text, seed, noise_offset
         self._batch_size, self._accumulation = batch_size, accumulation
@@ -161,8 +161,8 @@ class Samples:
         return [self._micro_batch(step, micro) for micro in range(self._accumulation)]
 
     def _possible_views(self) -> int:
-        items = self._plan.order.items
-        shapes = {self._plan.shapes[item] for item in items}
+        items = self._order.buckets.items
+        shapes = {self._order.shapes[item] for item in items}
         instances, *classes = (stream.latents for stream in self._streams)
         return len(items) * instances.ways + sum(len(each) * each.ways * len(shapes) for each in classes)
 
@@ -171,14 +171,14 @@ class Samples:
         # counted over steps, micro-batches and processes
         number = (step * self._accumulation + micro) * self._processes + self._rank
         first = (micro * self._processes + self._rank) * self._batch_size
-        items = self._plan.order.batch(number)
+        items = self._order.buckets.batch(number)
         chosen = [(0, item, first + i) for i, item in enumerate(items)]
         for which, stream in enumerate(self._streams[1:], 1):
             count = len(stream.latents)
             for index in range(first, first + self._batch_size):
                 item = choose(self._seed, stream.purpose, step * self.pictures_per_step + index, count)
                 chosen.append((which, item, index))
-        return self._plan.shapes[items[0]], chosen
+        return self._order.shapes[items[0]], chosen
 
     def _micro_batch(self, step: int, micro: int) -> Batch:
         shape, chosen = self._chosen(step, micro)

@@ -86,15 +86,11 @@ def make_engine(
         cache: what engines keep for other trainings; None: nothing.
 
     Raises:
-        ConfigurationError: there is no such engine, or it works neither in a group nor with offload.
+        ConfigurationError: the engine does not work in a group, or with offload.
     """
     kind = spec.kind
     if kind == "Auto":
         kind = "Eager" if team.size == 1 else "Replicated"
-    if kind not in KINDS:
-        raise ConfigurationError(
-            f"spec.engine.kind is {kind}, which this trainer does not have; use Auto, or one of {', '.join(KINDS)}"
-        )
     if kind in ONE_PROCESS and team.size > 1:
         raise ConfigurationError(
             f"spec.engine.kind is {kind}, which works in one process, but there are {team.size}; use Auto, or remove "

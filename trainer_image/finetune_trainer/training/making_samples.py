@@ -19,7 +19,7 @@ from finetune_trainer.data.held_out import held_out
 from finetune_trainer.data.latents import Crops, Latents
 from finetune_trainer.data.pictures import PictureSet
 from finetune_trainer.data.report import look_at
-from finetune_trainer.data.samples import Plan, Samples, Stream
+from finetune_trainer.data.samples import PictureOrder, Samples, Stream
 from finetune_trainer.data.text import TextCache
 from finetune_trainer.errors import DataError
 from finetune_trainer.families.base import Family
@@ -68,7 +68,7 @@ def make_samples(
     return Samples(
         family=family,
         instances=instances,
-        plan=Plan(BucketOrder(spec.seed, buckets, spec.batch_size), shapes),
+        order=PictureOrder(BucketOrder(spec.seed, buckets, spec.batch_size), shapes),
         classes=class_stream,
         text=TextCache(family, windows, not needs_of(methods).live_text_encoder, read, spec.clip_skip),
         seed=spec.seed,
