@@ -59,12 +59,18 @@ def tiny_text_config(width: int = 24, layers: int = 2, heads: int = 3, **more: o
     return CLIPTextConfig(**(settings | more))
 
 
-def build_tiny_sd(folder: Path, seed: int = 0, variant: str | None = None, **scheduler: object) -> Path:
+def build_tiny_sd(
+    folder: Path,
+    seed: int = 0,
+    variant: str | None = None,
+    channels: tuple[int, int] = (16, 32),
+    **scheduler: object,
+) -> Path:
     """Writes the model into `folder`; `scheduler` overrides the noise schedule's configuration."""
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(16, 32),
+        block_out_channels=channels,
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from finetune_api.engine import EngineSpec
-from finetune_trainer.engines.deepspeed_library import check_disk, claim_disk, load_deepspeed
-from finetune_trainer.engines.deepspeed_settings import check_settings, deepspeed_config
+from finetune_trainer.engines.deepspeed_library import load_deepspeed
+from finetune_trainer.engines.deepspeed_settings import bytes_on_disk, check_settings, deepspeed_config
+from finetune_trainer.engines.precision import Precision
 from finetune_trainer.errors import ConfigurationError
 from support.training import make_run
 
 SDXL = 3_385_000_000
 """Numbers of a Stable Diffusion XL's UNet and text encoders."""
+TABLE = 63_000_000
+"""Numbers of the largest parameter, the table of the second encoder's tokens."""
 
 
 def engine(**fields: object) -> EngineSpec:
@@ -36,6 +37,15 @@ STAGE_3 = {
 }
 PINNED = {"device": "cpu", "pin_memory": True}
 DISK = {"device": "nvme", "pin_memory": True, "nvme_path": "/fast"}
+AT_A_TIME = {"sub_group_size": 30_000_000}
+ALL_ON_DISK = {
+    **STAGE_3,
+    **AT_A_TIME,
+    "offload_optimizer": DISK,
+    "offload_param": {**DISK, "max_in_cpu": 0, "buffer_count": 5, "buffer_size": TABLE},
+    "stage3_max_reuse_distance": 0,
+    "stage3_prefetch_bucket_size": 0,
+}
 
 
 @pytest.mark.parametrize(
@@ -46,17 +56,38 @@ DISK = {"device": "nvme", "pin_memory": True, "nvme_path": "/fast"}
         ({"offload_optimizer": "Cpu"}, {"stage": 2, **BUCKETS, "offload_optimizer": PINNED}),
         ({"zero_stage": 3}, STAGE_3),
         (ALL_AWAY, {**STAGE_3, "offload_optimizer": PINNED, "offload_param": PINNED}),
-        (ON_DISK, {**STAGE_3, "offload_optimizer": DISK, "offload_param": DISK}),
+        (ON_DISK, ALL_ON_DISK),
+        (
+            ON_DISK | {"offload_parameters": "Cpu"},
+            {**STAGE_3, **AT_A_TIME, "offload_optimizer": DISK, "offload_param": PINNED},
+        ),
     ],
 )
 def test_zero(fields: dict[str, object], zero: dict[str, object]) -> None:
     spec = make_run().training
-    assert deepspeed_config(engine(**fields), spec, "fp32", "cuda", SDXL)["zero_optimization"] == zero
+    assert deepspeed_config(engine(**fields), spec, "fp32", "cuda", SDXL, TABLE)["zero_optimization"] == zero
+
+
+@pytest.mark.parametrize(
+    ("fields", "precision", "needed"),
+    [
+        (ALL_AWAY, "fp32", 0),
+        (ON_DISK, "fp32", 16 * 3 + 4 * 10),
+        (ON_DISK, "bf16", 16 * 3 + 2 * 10),
+        (ON_DISK | {"offload_parameters": "Cpu"}, "bf16", 16 * 3),
+        (ON_DISK | {"offload_optimizer": "Cpu"}, "bf16", 2 * 10),
+    ],
+)
+def test_what_a_disk_must_hold(fields: dict[str, object], precision: Precision, needed: int) -> None:
+    """Of 10 numbers, 3 of which are trained."""
+    assert bytes_on_disk(engine(**fields), precision, 3, 10) == needed
 
 
 def test_a_small_model_is_cut_too() -> None:
     """The bounds are those of a model of a hundred thousand numbers, none of which would be left alone otherwise."""
-    zero: Any = deepspeed_config(engine(**ALL_AWAY), make_run().training, "fp32", "cpu", 100_001)["zero_optimization"]
+    zero: Any = deepspeed_config(engine(**ALL_AWAY), make_run().training, "fp32", "cpu", 100_001, 3_000)[
+        "zero_optimization"
+    ]
     assert zero["stage3_param_persistence_threshold"] == 100
     assert (zero["stage3_max_live_parameters"], zero["stage3_max_reuse_distance"]) == (10_000, 10_000)
     assert zero["stage3_prefetch_bucket_size"] == 5_000
@@ -66,7 +97,7 @@ def test_a_small_model_is_cut_too() -> None:
 
 def test_what_else_it_is_told() -> None:
     spec = make_run(training={"batchSize": 3, "gradientAccumulationSteps": 2, "maxGradNorm": 0.5}).training
-    told = deepspeed_config(engine(), spec, "fp32", "cuda", SDXL)
+    told = deepspeed_config(engine(), spec, "fp32", "cuda", SDXL, TABLE)
     del told["zero_optimization"]
     assert told == {
         "train_micro_batch_size_per_gpu": 3,
@@ -76,11 +107,11 @@ def test_what_else_it_is_told() -> None:
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
     }
-    assert deepspeed_config(engine(), spec, "bf16", "cuda", SDXL)["bf16"] == {
+    assert deepspeed_config(engine(), spec, "bf16", "cuda", SDXL, TABLE)["bf16"] == {
         "enabled": True,
         "check_grad_overflow": True,
     }
-    assert deepspeed_config(engine(), spec, "fp16", "cuda", SDXL)["fp16"] == {
+    assert deepspeed_config(engine(), spec, "fp16", "cuda", SDXL, TABLE)["fp16"] == {
         "enabled": True,
         "loss_scale": 0,
         "initial_scale_power": 16,
@@ -97,35 +128,6 @@ def test_what_is_refused() -> None:
         check_settings(engine(), spec, "fp16", "cpu")
     with pytest.raises(ConfigurationError, match=r"engine.offloadOptimizer is Nvme, and training.ema keeps its"):
         check_settings(engine(**ON_DISK), averaging, "bf16", "cuda")
-
-
-def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
-    taken = tmp_path / "taken"
-    taken.write_text("a file")
-    with pytest.raises(
-        ConfigurationError, match=r"nvmePath is .*/taken/offload, where this run cannot write \(Not a dir"
-    ):
-        check_disk(engine(**ON_DISK | {"nvme_path": str(taken / "offload")}))
-
-
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
-def test_a_disk_needs_what_is_compiled(tmp_path: Path) -> None:
-    """No wheel of a package index has it."""
-    with pytest.raises(
-        ConfigurationError, match=r"engine.offloadOptimizer is Nvme, but .* install it with DS_BUILD_AIO"
-    ):
-        check_disk(engine(**ON_DISK | {"nvme_path": str(tmp_path / "offload")}))
-    assert list((tmp_path / "offload").iterdir()) == []
-
-
-def test_two_runs_never_share_a_folder(tmp_path: Path) -> None:
-    """They would read each other's numbers."""
-    first = claim_disk(str(tmp_path), 0)
-    claim_disk(str(tmp_path), 1).close()
-    with pytest.raises(ConfigurationError, match=r"engine.nvmePath is .*, which another run uses at the moment"):
-        claim_disk(str(tmp_path), 0)
-    first.close()
-    claim_disk(str(tmp_path), 0).close()
 
 
 def test_a_trainer_without_deepspeed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ from finetune_api.training_run import ResolvedTraining
 from torch import nn
 
 from finetune_trainer.engines.captured import not_capturable
-from finetune_trainer.engines.deepspeed_library import check_disk, load_deepspeed
+from finetune_trainer.engines.deepspeed_disk import check_disk
+from finetune_trainer.engines.deepspeed_library import load_deepspeed
 from finetune_trainer.engines.deepspeed_settings import check_settings
 from finetune_trainer.engines.partitioned import check_optimizer
 from finetune_trainer.engines.precision import precision_of
@@ -35,4 +36,4 @@ def check_engine(engine: EngineSpec, spec: ResolvedTraining, module: nn.Module, 
     if engine.kind == "DeepSpeed":
         check_settings(engine, spec, precision_of(spec, device), device.type)
         load_deepspeed(device)
-        check_disk(engine)
+        check_disk(engine, device.type)

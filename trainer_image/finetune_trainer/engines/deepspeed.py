@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from finetune_trainer.data.samples import Batch
 from finetune_trainer.engines.average import decay_of
 from finetune_trainer.engines.base import StepResult
-from finetune_trainer.engines.deepspeed_library import check_disk, claim_disk, load_deepspeed
-from finetune_trainer.engines.deepspeed_settings import check_settings, deepspeed_config
+from finetune_trainer.engines.deepspeed_disk import check_disk, check_room, claim_disk, lend_memory, mend_gradients
+from finetune_trainer.engines.deepspeed_library import load_deepspeed
+from finetune_trainer.engines.deepspeed_settings import DISK_BUFFERS, bytes_on_disk, check_settings, deepspeed_config
 from finetune_trainer.engines.loss_scale import ScaleState
 from finetune_trainer.engines.optimizers import as_tensor, make_optimizer, rate_in_use
 from finetune_trainer.engines.partitioned import MOMENTS, Kept, PartitionedEngine, buckets, check_optimizer, open_group
@@ -52,18 +53,26 @@ class DeepSpeedEngine(PartitionedEngine):
         check_optimizer(spec, "DeepSpeed")
         check_settings(self._engine, spec, precision, self._device.type)
         deepspeed = load_deepspeed(self._device)
-        check_disk(self._engine)
+        check_disk(self._engine, self._device.type)
+        sizes = [value.numel() for value in module.parameters()]
         if self._engine.nvme_path is not None:
             self._disk = claim_disk(self._engine.nvme_path, self._team.rank)
+            if self._team.leads:
+                # nobody writes before it has shared its weights
+                trained = sum(value.numel() for group in groups for value in group.parameters.values())
+                check_room(self._engine.nvme_path, bytes_on_disk(self._engine, precision, trained, sum(sizes)))
+            lend_memory(self._device.type)
         open_group(self._device)
         self._remember(module, groups, spec)
-        count = sum(value.numel() for value in module.parameters())
+        largest = -(-max(sizes) // self._team.size)
         exact = {} if precision == "fp32" else {name: as_tensor(value) for name, value in self._parameters.items()}
         self._zero, *_ = deepspeed.initialize(
             model=_Autocast(module, self._device, precision),
             optimizer=make_optimizer(spec, groups, self._rates),
-            config=deepspeed_config(self._engine, spec, precision, self._device.type, count),
+            config=deepspeed_config(self._engine, spec, precision, self._device.type, sum(sizes), largest),
         )
+        if self._engine.offload_optimizer == "Nvme":
+            mend_gradients(self._zero.optimizer.optimizer_swapper)
         whole = self._zero.zero_optimization_stage() < 3
         self._partitions: Partitions = (GradientPartitions if whole else ParameterPartitions)(self._zero.optimizer)
         # DeepSpeed rounds the weights first and makes its float32 masters of that
@@ -73,6 +82,7 @@ class DeepSpeedEngine(PartitionedEngine):
         self._gathered = deepspeed.zero.GatheredParameters
 
     def step(self, batches: Sequence[Batch], factor: float) -> StepResult:
+        self._partitions.rest()
         total = torch.zeros((), device=self._device)
         for group, rate in zip(self._zero.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
@@ -117,7 +127,8 @@ class DeepSpeedEngine(PartitionedEngine):
         self._partitions.publish()
 
     def _gather_frozen(self, shapes: Mapping[str, torch.Size]) -> Iterator[tuple[str, Tensor]]:
-        for bucket in buckets({key: shape.numel() for key, shape in shapes.items()}):
+        most = DISK_BUFFERS if self._engine.offload_parameters == "Nvme" else None
+        for bucket in buckets({key: shape.numel() for key, shape in shapes.items()}, most):
             parameters = {key: self._bare.parameters[key] for key in bucket}
             # before stage 3 every process has them
             cut = [each for each in parameters.values() if hasattr(each, "ds_id")]
@@ -130,13 +141,14 @@ class DeepSpeedEngine(PartitionedEngine):
 
     def _set_steps(self, steps: float | None) -> None:
         for number, flat in enumerate(self._partitions.flats()):
+            self._partitions.forget(number)
+            if steps is None:
+                continue
             with self._partitions.resident(number, changes=True):
                 state = self._optimizer_state(number)
-                state.clear()
-                if steps is not None:
-                    # where AdamW's fused kernel wants it
-                    state["step"] = torch.tensor(steps, device=flat.device)
-                    state.update({kept: torch.zeros_like(flat.detach()) for kept in MOMENTS})
+                # where AdamW's fused kernel wants it
+                state["step"] = torch.tensor(steps, device=flat.device)
+                state.update({kept: torch.zeros_like(flat.detach()) for kept in MOMENTS})
 
     def _scale(self) -> ScaleState | None:
         scaler = self._zero.optimizer.loss_scaler
@@ -149,6 +161,7 @@ class DeepSpeedEngine(PartitionedEngine):
         scaler.cur_scale, scaler.cur_iter, scaler.last_overflow_iter = state.value, state.steps, -1
 
     def _close(self) -> None:
+        self._partitions.rest()
         self._zero.destroy()
         del self._zero, self._partitions, self._averages
         if self._disk is not None:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import warnings
-from pathlib import Path
-from tempfile import TemporaryFile
 from types import ModuleType
-from typing import IO
 
 import torch
-from finetune_api.engine import EngineSpec
 
-from finetune_trainer.engines.deepspeed_settings import on_disk
 from finetune_trainer.errors import ConfigurationError
 
 REMEDY = "install the trainer's package `deepspeed`, with DS_BUILD_OPS=0 in the environment no compiler is needed"
@@ -40,51 +34,6 @@ def load_deepspeed(device: torch.device) -> ModuleType:
     _compile_nothing()
     _log_as_we_do()
     return deepspeed
-
-
-def check_disk(engine: EngineSpec) -> None:
-    """Offload to a disk needs a folder to write to, and DeepSpeed's asynchronous I/O, which is C++.
-
-    Raises:
-        ConfigurationError: `engine` asks for it, and the folder cannot be written to, or DeepSpeed was installed
-            without that.
-    """
-    fields = on_disk(engine)
-    if not fields or engine.nvme_path is None:
-        return
-    try:
-        Path(engine.nvme_path).mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=engine.nvme_path):
-            pass
-    except OSError as error:
-        raise ConfigurationError(
-            f"engine.nvmePath is {engine.nvme_path}, where this run cannot write ({error.strerror}); name another"
-        ) from error
-    from deepspeed.git_version_info import installed_ops
-
-    if not installed_ops.get("async_io"):
-        raise ConfigurationError(
-            f"{fields[0]} is Nvme, but DeepSpeed was installed without its asynchronous I/O; install it with "
-            "DS_BUILD_AIO=1 in the environment, where libaio and a C++ compiler are, or use Cpu"
-        )
-
-
-def claim_disk(path: str, rank: int) -> IO[str]:
-    """The folder for this process alone, until the file is closed or the process ends: DeepSpeed gives its files there
-    the same names in every run.
-
-    Raises:
-        ConfigurationError: a process of another run has it.
-    """
-    file = (Path(path) / f"rank{rank}.lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise ConfigurationError(
-            f"engine.nvmePath is {path}, which another run uses at the moment; name another"
-        ) from error
-    return file
 
 
 def _compile_nothing() -> None:

@@ -22,6 +22,12 @@ Stable Diffusion has, so that nothing would ever leave."""
 LARGEST_WHOLE = 100_000
 """Parameters with fewer numbers stay whole in each process, as DeepSpeed has it: gathering them takes longer than they
 save memory. In a model so small that these would be most of it, those with fewer than a thousandth of its numbers."""
+DISK_AT_A_TIME = 30_000_000
+"""Numbers, and the rest of the parameter that they end in, whose weights, moments and gradients are in memory at a time
+when the optimizer's state is on a disk; in a model of less than ten times as many a tenth of it. DeepSpeed's own
+bound of a thousand million is more than a whole Stable Diffusion has, and all of it would be in memory at once."""
+DISK_BUFFERS = 5
+"""Parameters that can be in memory at a time when they are on a disk. One or two are computed with."""
 
 
 def check_settings(engine: EngineSpec, spec: ResolvedTraining, precision: Precision, device: str) -> None:
@@ -52,14 +58,23 @@ def on_disk(engine: EngineSpec) -> list[str]:
     return [field for field, place in places.items() if place == "Nvme"]
 
 
+def bytes_on_disk(engine: EngineSpec, precision: Precision, trained: int, parameters: int) -> int:
+    """At most, of all processes. `trained` of the `parameters` numbers are trained."""
+    # float32: the weights that are updated, two moments, and gradients on their way
+    optimizer = 16 * trained if engine.offload_optimizer == "Nvme" else 0
+    weights = (4 if precision == "fp32" else 2) * parameters if engine.offload_parameters == "Nvme" else 0
+    return optimizer + weights
+
+
 def deepspeed_config(
-    engine: EngineSpec, spec: ResolvedTraining, precision: Precision, device: str, parameters: int
+    engine: EngineSpec, spec: ResolvedTraining, precision: Precision, device: str, parameters: int, largest: int
 ) -> dict[str, Any]:
     """DeepSpeed's JSON configuration. The optimizer and the learning rates are ours.
 
     Args:
         device: cpu or cuda.
         parameters: how many numbers the module has, frozen ones included.
+        largest: how many its largest parameter has in one process.
     """
     stage = engine.zero_stage or 2
     zero: dict[str, Any] = {
@@ -76,6 +91,13 @@ def deepspeed_config(
         zero["stage3_prefetch_bucket_size"] = live // 2
     if engine.offload_parameters != "None":
         zero["offload_param"] = _place(engine, engine.offload_parameters, device)
+    if on_disk(engine):
+        zero["sub_group_size"] = min(DISK_AT_A_TIME, parameters // 10)
+    if engine.offload_parameters == "Nvme":
+        # nothing stays in the host's memory, where DeepSpeed would keep the first thousand million
+        zero["offload_param"] |= {"max_in_cpu": 0, "buffer_count": DISK_BUFFERS, "buffer_size": largest}
+        # a parameter has a buffer for as long as it is whole, and DeepSpeed does not count them
+        zero["stage3_max_reuse_distance"] = zero["stage3_prefetch_bucket_size"] = 0
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": spec.batch_size,
         "gradient_accumulation_steps": spec.gradient_accumulation_steps,

@@ -228,12 +228,12 @@ def joined(
         yield from ((name, part.view(shapes[name])) for name, part in zip(bucket, parts, strict=True))
 
 
-def buckets(sizes: Mapping[str, int]) -> Iterator[list[str]]:
-    """Names of what travels together, in order: at most BUCKET numbers, or one that has more."""
+def buckets(sizes: Mapping[str, int], most: int | None = None) -> Iterator[list[str]]:
+    """Names of what travels together, in order: at most BUCKET numbers, or one that has more; at most `most` names."""
     bucket: list[str] = []
     numbers = 0
     for name, size in sizes.items():
-        if bucket and numbers + size > BUCKET:
+        if bucket and (numbers + size > BUCKET or len(bucket) == most):
             yield bucket
             bucket, numbers = [], 0
         bucket.append(name)

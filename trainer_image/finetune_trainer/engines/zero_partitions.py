@@ -41,7 +41,13 @@ class Partitions(Protocol):
 
     @contextmanager
     def resident(self, partition: int, changes: bool) -> Iterator[None]:
-        """Within, the partition and its state are in memory; what `changes` is written back."""
+        """Within, the partition and its state are in memory; what `changes` is written back, `rest` at the latest."""
+
+    def rest(self) -> None:
+        """All are where they belong. To be called before DeepSpeed goes on by itself."""
+
+    def forget(self, partition: int) -> None:
+        """What the optimizer knows of the partition, which is as new to it then."""
 
     def publish(self) -> None:
         """The master weights were changed: all processes compute with the new ones."""
@@ -68,6 +74,12 @@ class GradientPartitions:
     def resident(self, partition: int, changes: bool) -> Iterator[None]:
         yield
 
+    def rest(self) -> None:
+        pass
+
+    def forget(self, partition: int) -> None:
+        self._optimizer.optimizer.state[self.flats()[partition]].clear()
+
     def publish(self) -> None:
         self._optimizer.update_lp_params()
 
@@ -77,6 +89,8 @@ class ParameterPartitions:
 
     def __init__(self, optimizer: Any) -> None:  # noqa: ANN401  # DeepSpeed has no types
         self._optimizer = optimizer
+        self._here: int | None = None
+        self._changed = False
 
     def flats(self) -> Sequence[Tensor]:
         flats: Sequence[Tensor] = self._optimizer.fp32_partitioned_groups_flat
@@ -92,18 +106,31 @@ class ParameterPartitions:
 
     @contextmanager
     def resident(self, partition: int, changes: bool) -> Iterator[None]:
-        optimizer = self._optimizer
-        if not optimizer._swappable_optimizer_subgroup(partition):
-            yield
+        if self._optimizer._swappable_optimizer_subgroup(partition):
+            # stays for the next parameter, which most often is in it too: reading it takes as long for one as for all
+            if self._here != partition:
+                self.rest()
+                self._optimizer._optimizer_states_and_gradient_swap_in(partition)
+                self._here = partition
+            self._changed |= changes
+        yield
+
+    def rest(self) -> None:
+        if self._here is None:
             return
-        optimizer._optimizer_states_and_gradient_swap_in(partition)
-        try:
-            yield
-        finally:
-            if changes:
-                optimizer._optimizer_states_and_gradient_swap_out(partition)
-            else:
-                optimizer._release_swap_buffers(partition)
+        if self._changed:
+            self._optimizer._optimizer_states_and_gradient_swap_out(self._here)
+        else:
+            self._optimizer._release_swap_buffers(self._here)
+        self._here, self._changed = None, False
+
+    def forget(self, partition: int) -> None:
+        self.rest()
+        flat = self.flats()[partition]
+        self._optimizer.optimizer.state[flat].clear()
+        if self._optimizer._swappable_optimizer_subgroup(partition):
+            kept = self._optimizer.optimizer_swapper.swap_params_info[flat.ds_id]  # type: ignore[attr-defined]  # DeepSpeed's own
+            kept.tensors, kept.has_state_tensors = kept.tensors[:1], False
 
     def publish(self) -> None:
         optimizer = self._optimizer
