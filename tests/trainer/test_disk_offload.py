@@ -92,14 +92,26 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Proces
 
 
 @pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ProcessPoolExecutor, Path]]:
+    """DeepSpeed does not take a process into groups of different sizes."""
+    with processes_without_compiler(1, tmp_path_factory.mktemp("alone")) as pool_and_file:
+        yield pool_and_file
+
+
+@pytest.fixture(scope="module")
 def found(
-    model: Path, pictures: Path, processes: tuple[ProcessPoolExecutor, Path], tmp_path_factory: pytest.TempPathFactory
+    model: Path,
+    pictures: Path,
+    alone: tuple[ProcessPoolExecutor, Path],
+    processes: tuple[ProcessPoolExecutor, Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str, int], list[Found]]:
     """What each of so many processes finds of a case; looked for once."""
 
     def look(name: str, size: int) -> list[Found]:
         (case,) = (one for one in cases(tmp_path_factory.mktemp("disk")) if one.name == name)
-        return in_group(processes[0], size, try_zero, case, model, pictures)
+        pool, _ = alone if size == 1 else processes
+        return in_group(pool, size, try_zero, case, model, pictures)
 
     return cache(look)
 
@@ -128,10 +140,11 @@ def test_half_precision(size: int, found: Callable[[str, int], list[Found]]) -> 
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_memory_has_little_of_it(size: int, found: Callable[[str, int], list[Found]]) -> None:
-    """The optimizer's state and the weights are in the folder; what is too small for it stays."""
+    """The optimizer's state and the weights are in the folder; what is too small for it stays, and of the state what
+    was looked at last."""
     for one in found("fp32", size):
         held, share = one.held, one.held["whole"] / size
-        assert held["master"] == held["moments"] < 0.01 * share
+        assert held["master"] == held["moments"] < 0.2 * share
         assert held["shares"] < 0.5 * share
         assert held["bytes"] > 0.99 * 12 * held["whole"], "weights and moments, float32"
 

@@ -142,8 +142,8 @@ def or_refused(locked: Callable[[Any, int, Tensor], Tensor], device: str) -> Cal
 def mend_gradients(swapper: Any) -> None:  # noqa: ANN401  # DeepSpeed has no types
     """Gradients on a disk are read to where they belong in their partition, and what is read past the page cache has
     to begin at a multiple of 512 bytes in memory: 0.19.8 reads others too, which fails without a word, and trains with
-    what was there before. Here what does not begin and end at such a place stays in memory. So do gradients that no
-    parameter has in a step: they are zeros, not what was there before.
+    what was there before. Here what does not begin and end at such a place stays in memory, and a parameter that never
+    had a gradient has one of zeros.
     """
     read = swapper._swap_in_gradients
 
