@@ -59,8 +59,8 @@ def trained(
         Checkpoints(folder / "checkpoints", None, "", "run", "a", 2),
         listener,
         lambda: "Training" in listener.messages and next(calls, None) is None,
-        team,
-        OneFile(file),
+        team=team,
+        files=OneFile(file),
     )
 
 
