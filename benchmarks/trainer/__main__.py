@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from tempfile import gettempdir
 
 import torch
 
@@ -31,7 +32,9 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose key has TEXT, such as cpu/lora")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"how often each case is measured ({ROUNDS})")
     parser.add_argument("--seconds", type=float, default=COMMAND_SECONDS, help="for this command")
-    parser.add_argument("--work", type=Path, default=Path("/tmp/finetune-benchmark"), help="for models and outputs")  # noqa: S108 - may be lost
+    parser.add_argument(
+        "--work", type=Path, default=Path(gettempdir(), "finetune-benchmark"), help="for models and outputs"
+    )
     given = parser.parse_args()
     if not (given.table or given.publish):
         cuda = torch.cuda.is_available()

@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.importing import without_collections
 from finetune_trainer.launch import configure_logging
@@ -25,6 +26,11 @@ from finetune_trainer.telemetry.logs import LogListener
 from benchmarks.trainer.cases import WARM_UP
 from benchmarks.trainer.device import held, hold_at_most
 from benchmarks.trainer.watch import Watch, leave
+
+if TYPE_CHECKING:  # imports are a part of what is measured
+    from finetune_trainer.data.samples import Batch
+    from finetune_trainer.engines.base import Engine, StepResult
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -44,13 +50,13 @@ class Given:
 class Counted:
     """An engine whose steps the watch hears of; all else goes to the engine."""
 
-    def __init__(self, engine: Any, watch: Watch) -> None:  # noqa: ANN401 - any Engine, and what it has beside
+    def __init__(self, engine: Engine, watch: Watch) -> None:
         self._engine, self._watch = engine, watch
-        self._skipped: Any = 0
+        self._skipped: Tensor | int = 0
 
-    def step(self, *arguments: Any) -> Any:  # noqa: ANN401 - passed on
+    def step(self, batches: Sequence[Batch], factor: float) -> StepResult:
         counts = self._watch.is_warm
-        result = self._engine.step(*arguments)
+        result = self._engine.step(batches, factor)
         if counts:
             # stays on the device: asking it would make the host wait
             self._skipped = self._skipped + result.skipped.float()
@@ -61,7 +67,7 @@ class Counted:
         """Steps after the warm-up that changed nothing."""
         return int(self._skipped)
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - passed on
+    def __getattr__(self, name: str) -> object:
         return getattr(self._engine, name)
 
 

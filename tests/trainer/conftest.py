@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from finetune_trainer.families import Family, load_family
 from support.s3_server import S3Server, s3_server
+from support.samples import make_shapes
 from support.tiny_sd import build_tiny_sd
 from support.training import make_pictures
 
@@ -24,6 +26,18 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_sd(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def family(tiny_sd: Path) -> Family:
+    """For one file: techniques are installed into it."""
+    return load_family(tiny_sd, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of several shapes."""
+    return make_shapes(tmp_path_factory.mktemp("shapes"))
 
 
 @pytest.fixture(scope="session")

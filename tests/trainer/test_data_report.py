@@ -3,24 +3,12 @@
 import json
 from pathlib import Path
 
-import pytest
-import torch
 from finetune_trainer.data.held_out import held_out
 from finetune_trainer.data.pictures import PictureSet
-from finetune_trainer.families import Family, load_family
+from finetune_trainer.families import Family
 from PIL import Image
-from support.samples import bucketed, make_shapes, samples_of
+from support.samples import bucketed, samples_of
 from support.training import Memory, make_pictures, make_run, train_once
-
-
-@pytest.fixture(scope="module")
-def family(tiny_sd: Path) -> Family:
-    return load_family(tiny_sd, torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shapes(tmp_path_factory.mktemp("shapes"))
 
 
 def test_the_report_says_what_stands_out(family: Family, shapes: Path, tmp_path: Path) -> None:

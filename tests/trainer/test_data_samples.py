@@ -8,20 +8,10 @@ import pytest
 import torch
 from finetune_trainer.data.samples import Batch
 from finetune_trainer.errors import DataError
-from finetune_trainer.families import Family, load_family
+from finetune_trainer.families import Family
 from PIL import Image
-from support.samples import ASPECTS, BUCKETS, Seat, bucketed, make_shapes, samples_of
+from support.samples import ASPECTS, BUCKETS, Seat, bucketed, samples_of
 from support.training import Memory, make_pictures, make_run, train_once
-
-
-@pytest.fixture(scope="module")
-def family(tiny_sd: Path) -> Family:
-    return load_family(tiny_sd, torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shapes(tmp_path_factory.mktemp("shapes"))
 
 
 def same(one: Batch, other: Batch) -> bool:

@@ -13,19 +13,9 @@ from finetune_trainer.data.encoding import encode_views
 from finetune_trainer.data.text import TextCache
 from finetune_trainer.errors import DataError, Interrupted
 from finetune_trainer.families import Family, load_family
-from support.samples import BUCKETS, Seat, bucketed, make_shapes, samples_of
+from support.samples import BUCKETS, Seat, bucketed, samples_of
 from support.tiny_sd import build_tiny_sd
 from support.training import Memory, make_pictures, make_run, train_once
-
-
-@pytest.fixture(scope="module")
-def family(tiny_sd: Path) -> Family:
-    return load_family(tiny_sd, torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shapes(tmp_path_factory.mktemp("shapes"))
 
 
 @contextmanager

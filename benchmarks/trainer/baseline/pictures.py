@@ -16,6 +16,7 @@ from PIL import Image
 from PIL.ImageOps import exif_transpose
 from torch import Tensor
 from torch.utils.data import Dataset
+from transformers import CLIPTokenizer
 
 TEMPLATES = (
     "a photo of a {}",
@@ -34,7 +35,7 @@ def transform(picture: Image.Image, size: int) -> Tensor:
     scale = size / min(picture.size)
     width, height = (max(size, round(side * scale)) for side in picture.size)
     picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = random.randint(0, width - size), random.randint(0, height - size)  # noqa: S311 - no secret
+    left, top = random.randint(0, width - size), random.randint(0, height - size)  # noqa: S311 - drawn as the scripts draw
     values = torch.from_numpy(np.array(picture.crop((left, top, left + size, top + size)))).permute(2, 0, 1)
     return (values.contiguous().float() / 255 - 0.5) / 0.5
 
@@ -51,7 +52,7 @@ class DreamBoothPictures(Dataset[dict[str, Any]]):
     def __init__(
         self,
         pictures: Path,
-        tokenizer: Any,  # noqa: ANN401 - transformers' tokenizers have no common type
+        tokenizer: CLIPTokenizer,
         prompt: str,
         size: int,
         text: Tensor | None,
@@ -99,7 +100,7 @@ def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
 class TextualInversionPictures(Dataset[dict[str, Any]]):
     """T507-590: a template is drawn and tokenized for each sample, and each is mirrored by a coin."""
 
-    def __init__(self, pictures: Path, tokenizer: Any, placeholder: str, size: int) -> None:  # noqa: ANN401 - as above
+    def __init__(self, pictures: Path, tokenizer: CLIPTokenizer, placeholder: str, size: int) -> None:
         self.paths, self.tokenizer, self.placeholder, self.size = list(pictures.iterdir()), tokenizer, placeholder, size
 
     def __len__(self) -> int:
@@ -109,12 +110,12 @@ class TextualInversionPictures(Dataset[dict[str, Any]]):
         picture = Image.open(self.paths[index % len(self.paths)])
         if picture.mode != "RGB":
             picture = picture.convert("RGB")
-        text = random.choice(TEMPLATES).format(self.placeholder)  # noqa: S311 - no secret
+        text = random.choice(TEMPLATES).format(self.placeholder)  # noqa: S311 - drawn as the scripts draw
         length = self.tokenizer.model_max_length
         ids = self.tokenizer(text, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         picture = Image.fromarray(np.array(picture).astype(np.uint8))
         picture = picture.resize((self.size, self.size), resample=Image.Resampling.BICUBIC)
-        if random.random() < 0.5:  # noqa: S311 - no secret
+        if random.random() < 0.5:  # noqa: S311 - drawn as the scripts draw
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         values = (np.array(picture).astype(np.uint8) / 127.5 - 1.0).astype(np.float32)
         return {"ids": ids.input_ids[0], "pixels": torch.from_numpy(values).permute(2, 0, 1)}

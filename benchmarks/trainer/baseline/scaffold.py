@@ -14,6 +14,7 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -85,7 +86,7 @@ def encoded(models: Models, prompt: str, device: torch.device) -> Tensor:
     return states.cpu()
 
 
-def constant_rate(optimizer: Optimizer, steps: int) -> Any:  # noqa: ANN401 - torch's schedulers, by Diffusers
+def constant_rate(optimizer: Optimizer, steps: int) -> LambdaLR:
     """`--lr_scheduler=constant` (L1156-1163, D1129-1136, T780-786)."""
     return get_scheduler("constant", optimizer=optimizer, num_warmup_steps=0, num_training_steps=steps)
 
@@ -126,7 +127,7 @@ def run_steps(
     accelerator: Accelerator,
     trained: nn.Module,
     loader: Iterable[Any],
-    rates: Any,  # noqa: ANN401 - see constant_rate
+    rates: LambdaLR,
     watch: Watch,
     step: Callable[[Any], Tensor],
 ) -> int:
